@@ -1,0 +1,292 @@
+"""Manifests: which scans a data set has, whose they are, and which side of the split each one is on.
+
+A manifest is a JSON data list in the form of the Medical Segmentation Decathlon (`monai.data.load_decathlon_datalist`
+reads it), with paths relative to a ``dataset_dir``. `read_manifest` checks all of it and reports all faults at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trispade.errors import InputError
+from trispade.labels import LabelScheme, load_scheme
+from trispade.nifti import check_same_grid, header_of, read_label_map
+
+LIST_OF_SPLIT = {"gan_train": "training", "fusion_train": "training", "val": "validation", "test": "test"}
+SPLITS = tuple(LIST_OF_SPLIT)
+LISTS = ("training", "validation", "test")
+_Grid = tuple[tuple[int, int, int], np.ndarray]  # shape and affine
+_CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of file names
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan of one person.
+
+    Attributes:
+        case_id: unique in its manifest, fit for a file name.
+        person_id: whose scan it is; a person is on one side of the split only.
+        image: absolute path of the T1w scan; None for a label map that stands alone.
+        label: absolute path of the label map.
+        split: one of `SPLITS`.
+        fold: fold for cross-fitting, None if it has none.
+        licence: licence of the scan.
+    """
+
+    case_id: str
+    person_id: str
+    image: Path | None
+    label: Path
+    split: str
+    fold: int | None
+    licence: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checked data list.
+
+    Attributes:
+        name: name of the data set.
+        path: JSON file it was read from.
+        label_scheme: what the ids in its label maps mean.
+        cases: in the file's order.
+    """
+
+    name: str
+    path: Path
+    label_scheme: LabelScheme
+    cases: tuple[Case, ...]
+
+    def select(self, splits: Collection[str], folds: Collection[int] | None = None) -> tuple[Case, ...]:
+        """Return the cases of some splits and, if given, of some folds, in the manifest's order.
+
+        Raises:
+            InputError: if a split is not one of `SPLITS`.
+        """
+        wanted = {splits} if isinstance(splits, str) else set(splits)
+        unknown = sorted(wanted - set(SPLITS))
+        if unknown:
+            raise InputError.of("splits", f"some of {', '.join(SPLITS)}", ", ".join(unknown), "Correct the setting.")
+        return tuple(case for case in self.cases if case.split in wanted and (folds is None or case.fold in set(folds)))
+
+
+def read_manifest(
+    path: str | Path,
+    dataset_dir: str | Path,
+    scheme: str | Path | LabelScheme | None = None,
+    check_files: bool = True,
+    check_labels: bool = False,
+) -> Manifest:
+    """Read a manifest and check everything that can be checked.
+
+    Args:
+        path: JSON file.
+        dataset_dir: folder that the paths in it are relative to.
+        scheme: label scheme to use instead of the one that the manifest names.
+        check_files: look at every file's header: present, readable, image and label map on one grid.
+        check_labels: read every label map as well, and compare its ids with the scheme; takes about 0.1 s a scan.
+
+    Raises:
+        InputError: one that lists every fault of every row, each with its remedy.
+    """
+    path, dataset_dir = Path(path), Path(dataset_dir).absolute()
+    content = _load_json(path)
+    cases, problems = _read_rows(content, dataset_dir)
+    try:
+        label_scheme = _scheme_of(content, path) if scheme is None else load_scheme(scheme)
+    except InputError as error:
+        problems.append(str(error))
+    problems += _id_problems(cases) + _file_name_problems(cases)
+    if check_files or check_labels:
+        problems += _dataset_dir_problems(dataset_dir) or _file_problems(cases)
+    if check_labels and not problems:
+        problems += _label_problems(cases, label_scheme)
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise InputError.of_many(f"{path}: {count} in the manifest (dataset_dir is {dataset_dir}):", problems)
+    return Manifest(str(content.get("name", path.stem)), path, label_scheme, tuple(case for _, case in cases))
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError.of(path, "a manifest", error.strerror or str(error), "Check the path.") from error
+    except ValueError as error:
+        raise InputError.of(path, "a JSON manifest", f"text that is not JSON ({error})", "Correct the file.") from error
+    if not isinstance(content, dict) or not any(isinstance(content.get(each), list) for each in LISTS):
+        raise InputError.of(
+            path,
+            f"a JSON object with the lists {', '.join(LISTS)}",
+            "none of them" if isinstance(content, dict) else type(content).__name__,
+            "Build one with `trispade manifest`, or see docs/data.md.",
+        )
+    return content
+
+
+def _scheme_of(content: Mapping[str, Any], path: Path) -> LabelScheme:
+    name = content.get("label_scheme")
+    if not isinstance(name, str):
+        raise InputError.of(
+            path,
+            'the key "label_scheme"',
+            "none" if name is None else repr(name),
+            "Name a bundled scheme, or the path of a scheme's TSV relative to the manifest.",
+        )
+    return load_scheme(path.parent / name if name.endswith(".tsv") else name)
+
+
+def _read_rows(content: Mapping[str, Any], dataset_dir: Path) -> tuple[list[tuple[str, Case]], list[str]]:
+    """Return (place in the file, case) of the rows that can be read, and what is wrong with the rows."""
+    cases: list[tuple[str, Case]] = []
+    problems: list[str] = []
+    for list_name in LISTS:
+        rows = content.get(list_name, [])
+        if not isinstance(rows, list):
+            problems.append(f"{list_name}: expected a list of rows, got {type(rows).__name__}. Correct it.")
+            continue
+        for number, row in enumerate(rows):
+            place = f"{list_name}[{number}]"
+            faults = _row_faults(row, list_name)
+            if faults:
+                name = f" ({row['case_id']})" if isinstance(row, dict) and row.get("case_id") else ""
+                problems += [f"{place}{name}: {fault}" for fault in faults]
+            else:
+                cases.append((f"{place} ({row['case_id']})", _case_of(row, content, dataset_dir)))
+    return cases, problems
+
+
+def _row_faults(row: object, list_name: str) -> list[str]:
+    if not isinstance(row, dict):
+        return [f"expected an object with case_id, person_id, label, split, got {type(row).__name__}. Correct the row."]
+    faults = [
+        f"expected text under {key!r}, got {row.get(key, 'no such key')!r}. Add it."
+        for key in ("case_id", "person_id", "label", "split")
+        if not isinstance(row.get(key), str) or not row[key]
+    ]
+    if not isinstance(row.get("image"), str | None) or row.get("image") == "":
+        faults.append(f"expected a path or null under 'image', got {row['image']!r}. Correct it.")
+    fold = row.get("fold")
+    if fold is not None and (isinstance(fold, bool) or not isinstance(fold, int) or fold < 0):
+        faults.append(f"expected a whole number >= 0 or null under 'fold', got {fold!r}. Correct it.")
+    if isinstance(row.get("case_id"), str) and row["case_id"] and not _CASE_ID.fullmatch(row["case_id"]):
+        faults.append(f"expected a case_id of letters, digits, '.', '_' and '-', got {row['case_id']!r}. Rename it.")
+    return faults + _split_faults(row.get("split"), list_name)
+
+
+def _split_faults(split: object, list_name: str) -> list[str]:
+    if not isinstance(split, str) or not split:
+        return []  # reported as a missing key
+    if split not in LIST_OF_SPLIT:
+        return [f"expected a split of {', '.join(SPLITS)}, got {split!r}. Correct it."]
+    if LIST_OF_SPLIT[split] != list_name:
+        return [f"expected split {split!r} under {LIST_OF_SPLIT[split]!r}, got it under {list_name!r}. Move the row."]
+    return []
+
+
+def _case_of(row: Mapping[str, Any], content: Mapping[str, Any], dataset_dir: Path) -> Case:
+    return Case(
+        case_id=row["case_id"],
+        person_id=row["person_id"],
+        image=None if row.get("image") is None else _absolute(dataset_dir, row["image"]),
+        label=_absolute(dataset_dir, row["label"]),
+        split=row["split"],
+        fold=row.get("fold"),
+        licence=str(row.get("licence") or content.get("licence") or "unknown"),
+    )
+
+
+def _absolute(dataset_dir: Path, relative: str) -> Path:
+    return Path(os.path.normpath(dataset_dir / relative))
+
+
+def _id_problems(cases: Iterable[tuple[str, Case]]) -> list[str]:
+    places_of_case = defaultdict(list)
+    splits_of_person = defaultdict(set)
+    folds_of_person = defaultdict(set)
+    for place, case in cases:
+        places_of_case[case.case_id].append(place)
+        splits_of_person[case.person_id].add(case.split)
+        folds_of_person[case.person_id].add(case.fold)
+    problems = [
+        f"case_id {case_id!r}: expected once, got it in {', '.join(places)}. Rename or remove rows."
+        for case_id, places in places_of_case.items()
+        if len(places) > 1
+    ]
+    for person, splits in splits_of_person.items():
+        if len(splits) > 1:
+            problems.append(
+                f"person {person!r}: expected one split, got {', '.join(sorted(splits))}. "
+                "Keep all scans of a person on one side."
+            )
+        elif len(folds_of_person[person]) > 1:
+            folds = ", ".join(sorted(str(each) for each in folds_of_person[person]))
+            problems.append(f"person {person!r}: expected one fold, got {folds}. Keep all scans of a person in one.")
+    return problems
+
+
+def _file_name_problems(cases: Iterable[tuple[str, Case]]) -> list[str]:
+    places = defaultdict(list)
+    for place, case in cases:
+        for key, path in (("label", case.label), ("image", case.image)):
+            if path is not None:
+                places[path].append(f"{place} {key}")
+    return [
+        f"{path}: expected in one place, got it as {', '.join(found)}. Remove the rows that repeat it."
+        for path, found in places.items()
+        if len(found) > 1
+    ]
+
+
+def _dataset_dir_problems(dataset_dir: Path) -> list[str]:
+    if dataset_dir.is_dir():
+        return []
+    return [f"{dataset_dir}: expected a folder, got nothing of that name. Set dataset_dir to where the data set is."]
+
+
+def _file_problems(cases: Iterable[tuple[str, Case]]) -> list[str]:
+    problems = []
+    for place, case in cases:
+        label_grid, faults = _grid_or_fault(case.label)
+        if case.image is not None:
+            image_grid, image_faults = _grid_or_fault(case.image)
+            faults += image_faults
+            if label_grid and image_grid:
+                faults += _grid_faults(case.label, label_grid, case.image, image_grid)
+        problems += [f"{place}: {fault}" for fault in faults]
+    return problems
+
+
+def _grid_or_fault(path: Path) -> tuple[_Grid | None, list[str]]:
+    try:
+        return header_of(path), []
+    except InputError as error:
+        return None, [str(error)]
+
+
+def _grid_faults(label: Path, label_grid: _Grid, image: Path, image_grid: _Grid) -> list[str]:
+    try:
+        check_same_grid(label, label_grid[0], label_grid[1], image, image_grid[0], image_grid[1])
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
+def _label_problems(cases: Iterable[tuple[str, Case]], scheme: LabelScheme) -> list[str]:
+    problems = []
+    for place, case in cases:
+        try:
+            scheme.to_indices(read_label_map(case.label)[0], str(case.label))
+        except InputError as error:
+            problems.append(f"{place}: {error}")
+    return problems
