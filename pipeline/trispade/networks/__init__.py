@@ -1,0 +1,9 @@
+"""The networks: three SPADE generators, their discriminators, and the 3D CNN that fuses what they paint."""
+
+from __future__ import annotations
+
+from trispade.networks.discriminator import SpadeDiscriminator
+from trispade.networks.generator import SpadeGenerator, fold_spectral_norm
+from trispade.networks.recalibration import recalibrate_norms
+from trispade.networks.style_encoder import StyleEncoder
+from trispade.networks.triplanar import FusionNet, TriplanarSynthesizer, assemble
