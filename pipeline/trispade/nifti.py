@@ -1,0 +1,298 @@
+"""NIfTI files in and out: each problem a person can have with a file becomes one line that names it."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from trispade.errors import InputError
+
+SMALLEST_VOXEL_MM = 0.3
+LARGEST_VOXEL_MM = 4.0
+LARGEST_ASPECT = 3.0
+LARGEST_SHEAR = 1e-3
+GRID_TOLERANCE_MM = 1e-3
+SIZE_SLACK_MM = 1e-3
+
+_GEOMETRY_FIELDS = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+_READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, HeaderDataError, ImageFileError)
+
+Shape = tuple[int, int, int]
+
+
+def header_of(path: str | Path) -> tuple[Shape, np.ndarray]:
+    """Shape and affine of a 3D NIfTI, checked, without reading its voxels.
+
+    Returns:
+        (X, Y, Z) and the (4, 4) float64 affine, voxel -> RAS+ mm.
+
+    Raises:
+        InputError: if the file is missing, no readable NIfTI, not 3D, or its grid is one that trispade does not take
+            (singular or sheared affine, voxels under 0.3 or over 4 mm, aspect over 3).
+    """
+    image = _open(Path(path))
+    shape = _spatial_shape(Path(path), image.shape)
+    affine = np.asarray(image.affine, np.float64)
+    _check_affine(Path(path), affine)
+    return shape, affine
+
+
+def read_label_map(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a label map.
+
+    Returns:
+        (X, Y, Z) int32 label ids in the file's own axis order, and the (4, 4) float64 affine, voxel -> RAS+ mm.
+
+    Raises:
+        InputError: as `header_of`, and if a value is no integer, is negative or beyond int32, or no voxel is labelled.
+    """
+    path = Path(path)
+    shape, affine = header_of(path)
+    values = _voxels(path, shape)
+    _check_label_ids(path, values)
+    return values.astype(np.int32), affine
+
+
+def read_t1w(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a T1w scan.
+
+    Returns:
+        (X, Y, Z) float32 intensities in the file's own units and axis order, and the (4, 4) float64 affine.
+
+    Raises:
+        InputError: as `header_of`, and if a voxel is NaN or infinite, or all are zero.
+    """
+    path = Path(path)
+    shape, affine = header_of(path)
+    t1w = _voxels(path, shape).astype(np.float32)
+    num_bad = t1w.size - int(np.isfinite(t1w).sum())
+    if num_bad:
+        raise InputError.of(
+            path,
+            "finite intensities",
+            f"{num_bad} voxels that are NaN or infinite",
+            "Set them to zero, or repair them.",
+        )
+    if not t1w.any():
+        raise InputError.of(path, "an image", "zero in every voxel", "Check how the file was made.")
+    return t1w, affine
+
+
+def check_same_grid(
+    label_path: str | Path,
+    label_shape: tuple[int, ...],
+    label_affine: np.ndarray,
+    t1w_path: str | Path,
+    t1w_shape: tuple[int, ...],
+    t1w_affine: np.ndarray,
+) -> None:
+    """Check that an image lies on the voxel grid of its label map.
+
+    Raises:
+        InputError: if the shapes differ, or an affine's entry by more than 1e-3 mm.
+    """
+    remedy = "Resample the image onto the label map's grid (or the reverse, with nearest neighbour)."
+    if tuple(label_shape) != tuple(t1w_shape):
+        raise InputError.of(t1w_path, f"the shape of {label_path}, {_times(label_shape)}", _times(t1w_shape), remedy)
+    distance = float(np.abs(np.asarray(label_affine) - np.asarray(t1w_affine)).max())
+    if distance > GRID_TOLERANCE_MM:
+        raise InputError.of(
+            t1w_path, f"the affine of {label_path}", f"one that differs from it by up to {distance:.3g} mm", remedy
+        )
+
+
+def write_nifti(
+    path: str | Path,
+    array: np.ndarray,
+    affine: np.ndarray,
+    like: nib.Nifti1Header | str | Path | None = None,
+    dtype: npt.DTypeLike = np.float32,
+    sidecar: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a volume so that no half-written file is ever seen under its name.
+
+    Args:
+        path: `.nii.gz` or `.nii`; missing folders are made.
+        array: (X, Y, Z), cast to `dtype` without scaling.
+        affine: (4, 4), voxel -> RAS+ mm.
+        like: header, or file, whose units and space codes are kept (the exact qform and sform if the affine agrees).
+        dtype: type on disk.
+        sidecar: content of the JSON file of the same name, in place before the image is.
+
+    Raises:
+        InputError: if the folder cannot be made or written to, or the name is no NIfTI's.
+    """
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise InputError.of(path, "a name that ends in .nii.gz or .nii", path.name, "Change the name of the output.")
+    header = _open(Path(like)).header if isinstance(like, str | Path) else like
+    image = _image_like(np.asarray(array).astype(dtype), np.asarray(affine, np.float64), header)
+    with replacing(path) as partial_path:
+        nib.save(image, partial_path)
+        if sidecar is not None:
+            with replacing(path.with_name(name_without_suffix(path) + ".json")) as partial_sidecar:
+                partial_sidecar.write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, with its suffix, that takes its place when the block ends well.
+
+    Raises:
+        InputError: if the folder cannot be made, or writing or replacing fails.
+    """
+    path = Path(path)
+    partial_path = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial_path
+        partial_path.replace(path)
+    except OSError as error:
+        raise InputError.of(
+            path,
+            "a folder that can be written to",
+            error.strerror or str(error),
+            "Choose another output folder, or make room in it.",
+        ) from error
+    finally:
+        if partial_path.is_file():
+            partial_path.unlink()
+
+
+def name_without_suffix(path: str | Path) -> str:
+    """File name without `.nii.gz` or `.nii`."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _open(path: Path) -> nib.Nifti1Pair:
+    if not path.exists():
+        raise InputError.of(path, "a NIfTI file", "no file of this name", "Check the path.")
+    if path.is_dir():
+        raise InputError.of(path, "a NIfTI file", "a folder", "Name one file in it.")
+    try:
+        image = nib.load(path)
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(image, nib.Nifti1Pair):
+        raise InputError.of(
+            path, "a NIfTI file", f"a file that nibabel reads as {type(image).__name__}", "Convert it to .nii.gz."
+        )
+    return image
+
+
+def _voxels(path: Path, shape: Shape) -> np.ndarray:
+    try:
+        values = np.asanyarray(_open(path).dataobj)
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from error
+    if values.dtype.kind not in "biuf":
+        raise InputError.of(
+            path, "one number a voxel", f"voxels of type {values.dtype}", "Convert it to a scalar image."
+        )
+    return values.reshape(shape)
+
+
+def _unreadable(path: Path, error: BaseException) -> InputError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputError.of(path, "a whole, readable NIfTI file", f"'{reason}'", "Copy or export the file again.")
+
+
+def _spatial_shape(path: Path, shape: tuple[int, ...]) -> Shape:
+    if len(shape) < 3 or any(extent != 1 for extent in shape[3:]):
+        raise InputError.of(
+            path, "a 3D volume", f"{len(shape)}D of shape {_times(shape)}", "Choose one volume and save it alone."
+        )
+    return int(shape[0]), int(shape[1]), int(shape[2])
+
+
+def _check_affine(path: Path, affine: np.ndarray) -> None:
+    remedy = "Repair the header, or resample the volume onto a regular grid."
+    columns = affine[:3, :3]
+    sizes_mm = np.linalg.norm(columns, axis=0)
+    if not np.isfinite(affine).all() or sizes_mm.min() == 0 or abs(np.linalg.det(columns / sizes_mm)) < 1e-3:
+        raise InputError.of(path, "an affine that can be inverted", f"a singular one, {_rounded(columns)}", remedy)
+    directions = columns / sizes_mm
+    shear = float(np.abs(directions.T @ directions - np.eye(3)).max())
+    if shear > LARGEST_SHEAR:
+        raise InputError.of(path, "axes at right angles", f"a sheared affine (cosine of an angle {shear:.3g})", remedy)
+    _check_voxel_sizes(path, sizes_mm)
+
+
+def _check_voxel_sizes(path: Path, sizes_mm: np.ndarray) -> None:
+    found = " x ".join(f"{size:.4g}" for size in sizes_mm) + " mm"
+    if sizes_mm.min() < SMALLEST_VOXEL_MM - SIZE_SLACK_MM or sizes_mm.max() > LARGEST_VOXEL_MM + SIZE_SLACK_MM:
+        raise InputError.of(
+            path,
+            f"voxels of {SMALLEST_VOXEL_MM} to {LARGEST_VOXEL_MM} mm",
+            found,
+            "Resample it, or repair the voxel size or unit in the header.",
+        )
+    if sizes_mm.max() / sizes_mm.min() > LARGEST_ASPECT + SIZE_SLACK_MM:
+        raise InputError.of(
+            path,
+            f"voxels at most {LARGEST_ASPECT:g} times as long as wide",
+            found,
+            "Resample it to nearly cubic voxels.",
+        )
+
+
+def _check_label_ids(path: Path, values: np.ndarray) -> None:
+    if values.dtype.kind == "f" and not (np.isfinite(values).all() and np.array_equal(values, np.rint(values))):
+        odd = values[~(np.isfinite(values) & (values == np.rint(values)))]
+        raise InputError.of(
+            path,
+            "integer label ids",
+            f"{odd.size} voxels that hold no integer, such as {float(odd[0]):g}",
+            "Give the label map itself, resampled with nearest neighbour, and not an image or a probability map.",
+        )
+    smallest, largest = int(values.min()), int(values.max())
+    if smallest < 0 or largest > np.iinfo(np.int32).max:
+        found = smallest if smallest < 0 else largest
+        raise InputError.of(path, "label ids from 0 to 2147483647", f"id {found}", "Renumber the labels.")
+    if largest == 0:
+        raise InputError.of(path, "at least one labelled voxel", "an empty label map", "Check how the file was made.")
+
+
+def _image_like(array: np.ndarray, affine: np.ndarray, like: nib.Nifti1Header | None) -> nib.Nifti1Image:
+    """Give an image the space of `like` and nothing else: intent, scaling and display range belong to another image."""
+    if like is None:
+        image = nib.Nifti1Image(array, affine)
+        image.header.set_xyzt_units("mm")
+        return image
+    header = nib.Nifti1Header()
+    header.set_data_shape(array.shape)
+    header.set_data_dtype(array.dtype)
+    same_space = like.get_data_shape()[:3] == array.shape and np.allclose(like.get_best_affine(), affine, atol=1e-5)
+    if same_space:
+        for field in _GEOMETRY_FIELDS:
+            header[field] = like[field]
+        header["pixdim"][:4] = like["pixdim"][:4]
+        affine = header.get_best_affine()
+    header["xyzt_units"] = like["xyzt_units"] & 7
+    image = nib.Nifti1Image(array, affine, header)
+    if not same_space:
+        image.set_sform(affine, int(like["sform_code"]))
+        image.set_qform(affine, int(like["qform_code"]) or (0 if like["sform_code"] else 1))
+    return image
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(int(extent)) for extent in shape)
+
+
+def _rounded(matrix: np.ndarray) -> str:
+    return str(np.round(matrix, 4).tolist())

@@ -1,0 +1,208 @@
+"""The label path, the same in training and inference: file -> class indices on the working grid, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from trispade.geometry import Grid, WorkingGrid
+from trispade.labels import LabelScheme, fill_brain, load_scheme
+from trispade.nifti import read_label_map
+
+BACKGROUND_VALUE = -1.0
+CSF_CLASS = "csf"
+
+Data = Mapping[Hashable, Any]
+
+
+class LoadLabelMapd(MapTransform):
+    """Read label maps: path -> (1, X, Y, Z) int32 label ids on the file's own grid.
+
+    The tensor's affine is the file's; its metadata holds `filename`, `source_shape` and `source_affine`.
+
+    Raises:
+        InputError: whatever `trispade.nifti.read_label_map` finds wrong with the file.
+    """
+
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """Replace each path by its label map."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            label_map, affine = read_label_map(result[key])
+            result[key] = tensor_of_file(label_map, affine, result[key])
+        return result
+
+
+class MapLabelsd(MapTransform):
+    """Map label ids to the class indices of a scheme's vocabulary, uint8 (or int16 beyond 256 classes).
+
+    Args:
+        keys: label maps, (1, X, Y, Z) integer label ids.
+        scheme: name of a bundled label scheme, path of a TSV, or a `LabelScheme`.
+        unknown_labels: "error" or "background", for ids that the scheme does not list.
+
+    Raises:
+        InputError: on unknown ids, all of them listed.
+    """
+
+    def __init__(self, keys: KeysCollection, scheme: str | Path | LabelScheme, unknown_labels: str = "error") -> None:
+        super().__init__(keys)
+        self.scheme = load_scheme(scheme)
+        self.unknown_labels = unknown_labels
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """Replace ids by indices."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            label_map = result[key]
+            indices = self.scheme.to_indices(array_of(label_map), name_of(label_map, key), self.unknown_labels)
+            result[key] = MetaTensor(torch.from_numpy(indices[None]), meta=dict(label_map.meta))
+        return result
+
+
+class ToWorkingGridd(MapTransform):
+    """Bring label map and images onto one isotropic RAS box around the head.
+
+    The label map is resampled by `WorkingGrid.labels_to_working`, everything else by `WorkingGrid.image_to_working`,
+    with its own minimum outside the scan. `data["working_grid"]` holds the grid (`WorkingGrid.to_dict`: tensors, so
+    that it can be collated) for the way back.
+
+    Args:
+        keys: what to resample, (1, X, Y, Z) on the label map's grid.
+        label_key: the label map, (1, X, Y, Z) class indices; resampled if it is one of `keys`.
+        spacing_mm: edge of a working voxel.
+        box: shape of the working grid; None takes the smallest multiples of 32 that hold the head.
+
+    Raises:
+        InputError: if the head does not fit the box.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, label_key: str, spacing_mm: float, box: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(keys)
+        self.label_key = label_key
+        self.spacing_mm = float(spacing_mm)
+        self.box = None if box is None else tuple(int(extent) for extent in box)
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """Resample each key and record the grid."""
+        result = dict(data)
+        label_map = result[self.label_key]
+        indices = array_of(label_map)
+        source = Grid(indices.shape, affine_of(label_map))
+        name = name_of(label_map, self.label_key)
+        grid = WorkingGrid.around(source, indices > 0, self.spacing_mm, self.box, name=name)
+        for key in self.key_iterator(result):
+            volume = array_of(result[key])
+            is_labels = key == self.label_key
+            moved = grid.labels_to_working(volume) if is_labels else grid.image_to_working(volume, float(volume.min()))
+            meta = {**result[key].meta, "affine": torch.from_numpy(grid.affine)}
+            result[key] = MetaTensor(torch.from_numpy(moved[None]), meta=meta)
+        result["working_grid"] = grid.to_dict()
+        return result
+
+
+class FillBraind(MapTransform):
+    """Give the unlabelled voxels inside the brain (sulci, meninges) the class CSF; the brain mask is then `> 0`.
+
+    Args:
+        keys: label maps, (1, X, Y, Z) class indices on any grid.
+        scheme: the scheme they were mapped with.
+        closing_mm: radius of the ball that closes the labelled region.
+
+    Raises:
+        InputError: if nothing is labelled or the vocabulary has no class "csf".
+    """
+
+    def __init__(self, keys: KeysCollection, scheme: str | Path | LabelScheme, closing_mm: float = 5.0) -> None:
+        super().__init__(keys)
+        self.scheme = load_scheme(scheme)
+        self.closing_mm = float(closing_mm)
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """Fill each label map."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            filled = filled_indices(result[key], self.scheme, self.closing_mm, key)
+            result[key] = MetaTensor(torch.from_numpy(filled[None]), meta=dict(result[key].meta))
+        return result
+
+
+class FromWorkingGridd(MapTransform):
+    """Bring volumes from the working grid back onto the voxels of the file that the label map came from.
+
+    Outside the brain they are exactly -1. At the brain's edge only voxels inside it are interpolated, so that no rim
+    darkens. At equal spacing voxels are copied.
+
+    Args:
+        keys: volumes, (1, X, Y, Z) in [-1, 1] on the working grid.
+        label_key: the filled label map on the working grid, whose labelled voxels are the brain.
+        grid_key: where `ToWorkingGridd` has left the grid.
+    """
+
+    def __init__(self, keys: KeysCollection, label_key: str = "image", grid_key: str = "working_grid") -> None:
+        super().__init__(keys)
+        self.label_key = label_key
+        self.grid_key = grid_key
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """Replace each volume by the one on the source grid, with the source's affine."""
+        result = dict(data)
+        grid = WorkingGrid.from_dict(result[self.grid_key])
+        label_map = result[self.label_key]
+        mask = array_of(label_map) > 0
+        share = grid.image_to_source(mask.astype(np.float32))
+        brain = share >= 0.5 - 1e-5
+        meta = {**getattr(label_map, "meta", {}), "affine": torch.from_numpy(np.array(grid.source.affine, np.float64))}
+        for key in self.key_iterator(result):
+            inside = grid.image_to_source(np.where(mask, array_of(result[key]), 0))
+            volume = np.full(inside.shape, BACKGROUND_VALUE, np.float32)
+            volume[brain] = inside[brain] / share[brain]
+            result[key] = MetaTensor(torch.from_numpy(volume[None]), meta=dict(meta))
+        return result
+
+
+def tensor_of_file(volume: np.ndarray, affine: np.ndarray, path: str | Path) -> MetaTensor:
+    """Wrap a volume (X, Y, Z) as (1, X, Y, Z) that knows its file and grid."""
+    meta = {
+        "filename": str(path),
+        "source_shape": torch.tensor(volume.shape),
+        "source_affine": torch.from_numpy(np.array(affine, np.float64)),
+    }
+    return MetaTensor(torch.from_numpy(volume[None]), affine=torch.from_numpy(np.array(affine, np.float64)), meta=meta)
+
+
+def filled_indices(label_map: torch.Tensor, scheme: LabelScheme, closing_mm: float, key: Hashable) -> np.ndarray:
+    """Fill the brain of a (1, X, Y, Z) label map of class indices; gives (X, Y, Z)."""
+    indices = array_of(label_map)
+    spacing_mm = Grid(indices.shape, affine_of(label_map)).spacing_mm
+    csf_index = scheme.vocabulary.index(CSF_CLASS)
+    return fill_brain(indices, spacing_mm, csf_index, closing_mm, source=name_of(label_map, key))
+
+
+def affine_of(volume: torch.Tensor) -> np.ndarray:
+    """(4, 4) float64 affine of a MetaTensor, voxel -> RAS+ mm."""
+    return torch.as_tensor(volume.affine, dtype=torch.float64).cpu().numpy()  # type: ignore[attr-defined]
+
+
+def name_of(volume: torch.Tensor, key: Hashable) -> str:
+    """File that a tensor was read from, or its key, for error messages."""
+    return str(getattr(volume, "meta", {}).get("filename", key))
+
+
+def array_of(volume: torch.Tensor) -> np.ndarray:
+    """(1, X, Y, Z) tensor as an (X, Y, Z) array."""
+    assert volume.shape[:-3] == (1,), tuple(volume.shape)
+    plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+    return plain.detach().cpu().numpy()[0]
