@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from trispade.data import PreparedCase
 from trispade.data.quantised import quantise
@@ -43,3 +45,23 @@ def make_case(tmp_path: Path) -> Callable[..., PreparedCase]:
         return PreparedCase(case_id, person_id or f"person-{case_id}", split, fold, folder, f"key-{case_id}", record)
 
     return make
+
+
+@pytest.fixture
+def enliven() -> Callable[[nn.Module], nn.Module]:
+    """Give a network weights and running statistics large enough for every path to show in its output."""
+
+    def enliven(network: nn.Module) -> nn.Module:
+        for parameter in network.parameters():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
+            nn.init.normal_(parameter, std=0.7 / fan_in**0.5)
+        for name, buffer in network.named_buffers():
+            if name.endswith("running_mean"):
+                nn.init.normal_(buffer, std=0.3)
+        for part in network.modules():
+            if is_parametrized(part, "weight"):
+                for _ in range(10):
+                    part.weight  # noqa: B018  each look at a weight is one power iteration
+        return network
+
+    return enliven

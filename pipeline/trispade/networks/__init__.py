@@ -6,4 +6,4 @@ from trispade.networks.discriminator import SpadeDiscriminator
 from trispade.networks.generator import SpadeGenerator, fold_spectral_norm
 from trispade.networks.recalibration import recalibrate_norms
 from trispade.networks.style_encoder import StyleEncoder
-from trispade.networks.triplanar import FusionNet, TriplanarSynthesizer, assemble
+from trispade.networks.triplanar import FusionNet, TriplanarSynthesizer, assemble, load_weights

@@ -208,15 +208,20 @@ def assemble(
         assert isinstance(generator, SpadeGenerator)
         if any("parametrizations" in name for name in generators[plane]):
             add_spectral_norm(generator)
-        _load(generator, generators[plane], f"generator of the {plane} plane")
+        load_weights(generator, generators[plane], f"generator of the {plane} plane")
         fold_spectral_norm(generator)
-    _load(synthesizer.fusion, fusion, "fusion net")
+    load_weights(synthesizer.fusion, fusion, "fusion net")
     return synthesizer.eval()
 
 
-def _load(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load a state dict that must fit exactly.
+
+    Raises:
+        InputError: that names the first weight that does not fit.
+    """
     wanted = {key: value.shape for key, value in network.state_dict().items()}
-    found = {key: value.shape for key, value in state.items()}
+    found = {key: getattr(value, "shape", None) for key, value in state.items()}
     misfits = [key for key in sorted(wanted | found) if wanted.get(key) != found.get(key)]
     if misfits:
         first = misfits[0]

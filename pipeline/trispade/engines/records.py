@@ -1,0 +1,65 @@
+"""What a checkpoint tells of its training, and whether that is what a run expects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trispade.data import PreparedCase, plain_settings
+from trispade.errors import InputError
+from trispade.labels import Vocabulary
+
+
+def describe_training(
+    cases: Sequence[PreparedCase],
+    vocabulary: Vocabulary,
+    architecture: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    **more: Any,
+) -> dict[str, Any]:
+    """Collect what a checkpoint must tell of its training.
+
+    Args:
+        cases: that the network is trained on.
+        vocabulary: that the network sees.
+        architecture: arguments of the network's class.
+        settings: of the prepared cache.
+        more: other plain values (plane, preset, seed).
+
+    Returns:
+        Plain values: the arguments, ``people`` and ``trained_classes`` (class indices that occur in the cases).
+    """
+    return {
+        **more,
+        "vocabulary": vocabulary.to_dict(),
+        "architecture": dict(architecture),
+        "settings": plain_settings(settings),
+        "people": sorted({case.person_id for case in cases}),
+        "trained_classes": sorted({index for case in cases for index in case.record["classes"]}),
+    }
+
+
+def check_record(path: str | Path, record: Mapping[str, Any], **expected: Any) -> None:
+    """Compare a checkpoint's record with what the run expects.
+
+    Raises:
+        InputError: that names what differs.
+    """
+    for key, value in expected.items():
+        if record.get(key) != value:
+            wanted, found = _brief(value), _brief(record.get(key))
+            raise InputError.of(
+                path,
+                f"a checkpoint with {key} {wanted}",
+                f"another {key} of that description" if found == wanted else found,
+                "Use the preset and the vocabulary that it was trained with, or train it again.",
+            )
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Mapping) and "classes" in value:
+        return f"{value.get('name')!r} of {len(value['classes'])} classes"
+    if isinstance(value, list) and len(value) > 6:
+        return f"{', '.join(map(str, value[:3]))} ... ({len(value)} in all)"
+    return repr(value)

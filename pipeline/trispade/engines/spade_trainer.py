@@ -1,0 +1,158 @@
+"""One step of the generator, one of the discriminator: everything else about training is an event handler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Loss = Callable[..., Tensor]
+Features = list[list[Tensor]]
+
+
+class SpadeTrainer(SupervisedTrainer):
+    """Alternates one generator step and one discriminator step on the same batch of slices.
+
+    A batch holds ``label_map`` (B, 1, H, W) class indices and ``t1w`` (B, 1, H, W) in [-1, 1]. After an iteration,
+    ``state.output`` holds both, ``pred`` (B, 1, H, W), ``loss`` (the generator's sum) and each loss by name.
+
+    Args:
+        device: where the networks are.
+        max_epochs: length of the run.
+        train_data_loader: loader of batches.
+        network: the generator.
+        optimizer: of the generator.
+        discriminator: sees label map and image; returns, for each scale, its feature maps, the logits last.
+        discriminator_optimizer: of the discriminator.
+        generator_loss: features of the fake -> scalar.
+        discriminator_loss: features of the real and of the fake -> scalar.
+        feature_matching: features of the fake and of the real -> scalar.
+        feature_matching_weight: its weight.
+        perceptual: fake and real image -> scalar, or None.
+        perceptual_weight: its weight.
+        amp: autocast: on CUDA bfloat16, or float16 with loss scaling where the card has no bfloat16; on CPU bfloat16.
+        epoch_length: iterations an epoch; the loader's length if None.
+        train_handlers: MONAI or Ignite handlers.
+
+    Attributes:
+        scalers: name to gradient scaler; `TrainingState` keeps their state.
+
+    Source: Park et al. 2019, section 3 and appendix A. There the fake is painted anew for the discriminator's step,
+    after the generator's; here both steps share one forward pass of the generator.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable,
+        network: nn.Module,
+        optimizer: Optimizer,
+        discriminator: nn.Module,
+        discriminator_optimizer: Optimizer,
+        generator_loss: Loss,
+        discriminator_loss: Loss,
+        feature_matching: Loss,
+        feature_matching_weight: float,
+        perceptual: Loss | None = None,
+        perceptual_weight: float = 0.0,
+        amp: bool = False,
+        epoch_length: int | None = None,
+        train_handlers: Sequence | None = None,
+    ) -> None:
+        super().__init__(
+            device=torch.device(device),
+            max_epochs=max_epochs,
+            train_data_loader=train_data_loader,
+            network=network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+            optimizer=optimizer,
+            loss_function=generator_loss,
+            epoch_length=epoch_length,
+            train_handlers=train_handlers,
+            decollate=False,
+        )
+        self.discriminator = discriminator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.discriminator_optimizer = discriminator_optimizer
+        self.discriminator_loss = discriminator_loss
+        self.feature_matching = feature_matching
+        self.feature_matching_weight = feature_matching_weight
+        self.perceptual = perceptual
+        self.perceptual_weight = perceptual_weight
+        self.mixed_precision = amp
+        self.amp_dtype = _autocast_dtype(self.state.device)
+        scales_losses = amp and self.amp_dtype == torch.float16
+        self.scalers = {
+            name: torch.amp.GradScaler(self.state.device.type, enabled=scales_losses)
+            for name in ("generator_scaler", "discriminator_scaler")
+        }
+
+    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
+        label_map = batchdata["label_map"].to(engine.state.device, non_blocking=self.non_blocking)
+        t1w = batchdata["t1w"].to(engine.state.device, non_blocking=self.non_blocking)
+        output = {"label_map": label_map, "t1w": t1w}
+        engine.state.output = output
+        self._generator_step(label_map, t1w, output)
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        self._discriminator_step(label_map, t1w, output)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return output
+
+    def _generator_step(self, label_map: Tensor, t1w: Tensor, output: dict[str, Tensor]) -> None:
+        # In eval mode spectral norm does not iterate, so that not even the discriminator's buffers change.
+        self.discriminator.requires_grad_(False).eval()
+        self.network.train()
+        with self._autocast():
+            fake = self.network(label_map)
+            features_fake, features_real = self._discriminate(label_map, fake, t1w)
+            losses = {
+                "adversarial": self.loss_function(features_fake),
+                "feature_matching": self.feature_matching_weight * self.feature_matching(features_fake, features_real),
+            }
+            if self.perceptual is not None:
+                losses["perceptual"] = self.perceptual_weight * self.perceptual(fake, t1w)
+            loss = torch.stack(list(losses.values())).sum()
+        _step(loss, self.optimizer, self.scalers["generator_scaler"])
+        output.update({name: value.detach() for name, value in losses.items()})
+        output.update(pred=fake.detach(), loss=loss.detach())
+
+    def _discriminator_step(self, label_map: Tensor, t1w: Tensor, output: dict[str, Tensor]) -> None:
+        self.discriminator.requires_grad_(True).train()
+        with self._autocast():
+            features_fake, features_real = self._discriminate(label_map, output["pred"], t1w)
+            loss = self.discriminator_loss(features_real, features_fake)
+        _step(loss, self.discriminator_optimizer, self.scalers["discriminator_scaler"])
+        output["discriminator"] = loss.detach()
+        output["logits_real"], output["logits_fake"] = _mean_logits(features_real), _mean_logits(features_fake)
+
+    def _discriminate(self, label_map: Tensor, fake: Tensor, real: Tensor) -> tuple[Features, Features]:
+        """Show fake and real in one batch, so that whatever a norm sees of the one it sees of the other."""
+        features = self.discriminator(torch.cat([label_map, label_map]), torch.cat([fake, real.to(fake.dtype)]))
+        halves = [[feature.chunk(2) for feature in scale] for scale in features]
+        return [[f for f, _ in scale] for scale in halves], [[r for _, r in scale] for scale in halves]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.state.device.type, dtype=self.amp_dtype, enabled=self.mixed_precision)
+
+
+def _autocast_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def _mean_logits(features: Features) -> Tensor:
+    return torch.stack([scale[-1].detach().float().mean() for scale in features]).mean()
+
+
+def _step(loss: Tensor, optimizer: Optimizer, scaler: torch.amp.GradScaler) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()

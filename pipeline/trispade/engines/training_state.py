@@ -1,0 +1,165 @@
+"""Resuming: all that a run needs to go on as if it had never stopped, in one checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from trispade.engines.checkpoints import checkpoint_exists, load_checkpoint, save_checkpoint
+from trispade.engines.records import check_record
+from trispade.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+LAST, BEST = "last.pt", "best.pt"
+
+
+RECORD_THAT_STAYS = ("vocabulary", "architecture", "plane", "settings", "people", "batch_size", "generators")
+
+
+class TrainingState:
+    """Handler that takes a run up where its last checkpoint left it, and keeps the last and the best state.
+
+    Loads ``last.pt`` when the trainer starts; saves it at the end of every epoch and whenever the run ends, time limit
+    included. Since batches and flips depend on the seed and the iteration alone (see
+    `trispade.data.StreamBatchSampler`), the resumed run computes what the uninterrupted one would have computed. Give
+    the loader a ``generator`` of its own: it draws a number whenever an epoch starts or is taken up again.
+
+    Args:
+        folder: of the stage; gets ``last.pt`` and ``best.pt``.
+        objects: name to network, optimizer, scheduler: whatever has a ``state_dict``. The trainer's own ``scalers``, if
+            it has any, are kept as well.
+        record: plain values that describe the run; those in ``must_match`` must be the same on resuming.
+        sampler: the `StreamBatchSampler` of the trainer's loader.
+        must_match: keys of the record that a checkpoint must share with the run.
+        part_mib: write checkpoints in parts of this size.
+
+    Raises:
+        InputError: when the run starts, if ``last.pt`` is torn or of another vocabulary, preset, plane or cache.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        objects: Mapping[str, Any],
+        record: Mapping[str, Any],
+        sampler: Any,
+        must_match: tuple[str, ...] = RECORD_THAT_STAYS,
+        part_mib: float | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.objects = dict(objects)
+        self.record = dict(record)
+        self.sampler = sampler
+        self.must_match = must_match
+        self.part_mib = part_mib
+        self.best_metric = -math.inf
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer; attach it after the handlers whose work the checkpoint should hold."""
+        self.trainer = engine
+        engine.add_event_handler(Events.STARTED, self.resume)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._follow)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        engine.add_event_handler(Events.COMPLETED, self.save)
+
+    def resume(self, engine: Engine) -> None:
+        """Load the last checkpoint, if there is one."""
+        path = self.folder / LAST
+        if not checkpoint_exists(path):
+            return
+        checkpoint = load_checkpoint(path)
+        expected = {key: self.record[key] for key in self.must_match if key in self.record}
+        check_record(path, checkpoint.get("record", {}), **expected)
+        self._load_objects(path, checkpoint["objects"])
+        engine.state.iteration = self.sampler.iteration = checkpoint["iteration"]
+        engine.state.epoch = checkpoint["iteration"] // engine.state.epoch_length
+        self.best_metric = checkpoint["best_metric"]
+        torch.set_rng_state(checkpoint["rng"]["cpu"])
+        if engine.state.device.type == "cuda" and "cuda" in checkpoint["rng"]:
+            torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+        logger.info("%s: going on from iteration %d (epoch %d)", path, engine.state.iteration, engine.state.epoch)
+
+    def save(self, engine: Engine) -> None:
+        """Write the last checkpoint."""
+        self._write(LAST)
+
+    def keep_best(self, validator: Engine) -> None:
+        """Write ``best.pt`` if a validating engine's key metric is higher than ever before."""
+        metric = float(validator.state.metrics[validator.state.key_metric_name])
+        if metric > self.best_metric:
+            self.best_metric = metric
+            self._write(BEST)
+
+    def _load_objects(self, path: Path, states: Mapping[str, Any]) -> None:
+        for name, item in self.objects.items():
+            try:
+                item.load_state_dict(states[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise InputError.of(
+                    path, f"a state of the {name} of this preset", reason, "Use the preset that it was trained with."
+                ) from error
+        for name, scaler in self._scalers().items():
+            if states.get(name):  # empty if the run so far needed no scaling of the loss
+                scaler.load_state_dict(states[name])
+
+    def _scalers(self) -> Mapping[str, torch.amp.GradScaler]:
+        return getattr(self.trainer, "scalers", {})
+
+    def _write(self, name: str) -> None:
+        state = self.trainer.state
+        rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if state.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state_all()
+        content = {
+            "objects": {key: item.state_dict() for key, item in {**self.objects, **self._scalers()}.items()},
+            "record": {
+                **self.record,
+                "iterations": state.iteration,
+                "epochs": state.iteration // state.epoch_length,
+            },
+            "iteration": state.iteration,
+            "best_metric": self.best_metric,
+            "rng": rng,
+        }
+        save_checkpoint(content, self.folder / name, self.part_mib)
+
+    def _follow(self, engine: Engine) -> None:
+        self.sampler.iteration = engine.state.iteration
+
+
+class KeepBest:
+    """Handler of a validating engine that keeps the trainer's state with the highest key metric as ``best.pt``.
+
+    Args:
+        state: the trainer's `TrainingState`.
+    """
+
+    def __init__(self, state: TrainingState) -> None:
+        self.state = state
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the validating engine."""
+        engine.add_event_handler(Events.COMPLETED, self.state.keep_best)
+
+
+def constant_then_linear(total_epochs: int, decay_from: float) -> Callable[[int], float]:
+    """Learning-rate factor: 1 for the first ``decay_from`` of the epochs, then linearly down to 0 after the last.
+
+    Source: Park et al. 2019, section 4: constant for the first half of the epochs, linear decay for the second.
+    """
+    constant_epochs = round(total_epochs * decay_from)
+
+    def factor(epoch: int) -> float:
+        if epoch < constant_epochs:
+            return 1.0
+        return max(0.0, (total_epochs - epoch) / max(1, total_epochs - constant_epochs))
+
+    return factor

@@ -1,0 +1,66 @@
+"""What the tests of the engines share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trispade.engines import SpadeTrainer
+from trispade.losses import DiscriminatorHingeLoss, FeatureMatchingLoss, GeneratorHingeLoss
+from trispade.networks import SpadeDiscriminator, SpadeGenerator
+
+
+class NoisyGenerator(SpadeGenerator):
+    """A generator whose training draws random numbers, so that resuming has to restore them."""
+
+    def forward(self, label_map: Tensor, style: Tensor | None = None) -> Tensor:
+        painted = super().forward(label_map, style)
+        return painted + 0.1 * torch.randn_like(painted) if self.training else painted
+
+
+@dataclass
+class Gan:
+    """Tiny networks and their optimizers, the same for the same seed."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+    generator_optimizer: torch.optim.Optimizer
+    discriminator_optimizer: torch.optim.Optimizer
+
+    def trainer(self, loader: Any, **options: Any) -> SpadeTrainer:
+        given = {
+            "device": "cpu",
+            "max_epochs": 1,
+            "train_data_loader": loader,
+            "network": self.generator,
+            "optimizer": self.generator_optimizer,
+            "discriminator": self.discriminator,
+            "discriminator_optimizer": self.discriminator_optimizer,
+            "generator_loss": GeneratorHingeLoss(),
+            "discriminator_loss": DiscriminatorHingeLoss(),
+            "feature_matching": FeatureMatchingLoss(),
+            "feature_matching_weight": 10.0,
+        }
+        return SpadeTrainer(**{**given, **options})
+
+
+def build_gan(seed: int = 0, num_classes: int = 4, noisy: bool = False, ndf: int = 4) -> Gan:
+    torch.manual_seed(seed)
+    kind = NoisyGenerator if noisy else SpadeGenerator
+    generator = kind(num_classes=num_classes, out_channels=1, ngf=2, hidden=4, max_channels=8)
+    discriminator = SpadeDiscriminator(num_classes=num_classes, ndf=ndf, num_scales=2, num_layers=2)
+    return Gan(
+        generator,
+        discriminator,
+        torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.0, 0.9)),
+        torch.optim.Adam(discriminator.parameters(), lr=4e-3, betas=(0.0, 0.9)),
+    )
+
+
+@pytest.fixture(name="build_gan")
+def _build_gan():
+    return build_gan
