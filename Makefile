@@ -1,37 +1,49 @@
-# make demo: see the method at work. make test: lint, types, tests. Both set up .venv first; they need Python and a package index.
+# make demo and make test need nothing but Python, make and a package index: both set up .venv first.
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet
+SETUP  := setup.cfg setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test lint types unit clean
+.PHONY: help demo test lint types unit format dist clean
 
-demo: $(VENV)/.installed
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(VENV)/.installed  ## see the method at work in about five minutes; ends with a T1w volume and its picture
 	$(BIN)/trispade demo --output-dir demo
 
-test: lint types unit
+test: lint types unit  ## everything that .ci/run checks: lint, types, tests
 
-lint: $(VENV)/.installed-test
+lint: $(VENV)/.installed-test  ## style, format, and which layer imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --config setup.cfg
+	$(BIN)/lint-imports --config setup.cfg --no-logo
 
-types: $(VENV)/.installed-test
+types: $(VENV)/.installed-test  ## mypy
 	$(BIN)/mypy
 
-unit: $(VENV)/.installed-test
+unit: $(VENV)/.installed-test  ## the tests; scans are looked for in $TRISPADE_TEST_DATA
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-$(VENV)/.installed: setup.cfg pyproject.toml
+format: $(VENV)/.installed-test  ## let ruff put style and format right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+dist: $(VENV)/.installed-test  ## source distribution and wheel, in dist/
+	$(BIN)/python -m build
+
+clean:  ## remove .venv and whatever was built
+	rm -rf $(VENV) build dist demo pipeline/*.egg-info
+
+$(VENV)/.installed: $(SETUP)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable .
+	$(PIP) --upgrade pip
+	$(PIP) "$(TORCH)"
+	$(PIP) --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(PIP) --constraint constraints.txt --editable ".[test]"
 	touch $@
-
-clean:
-	rm -rf $(VENV) build dist demo pipeline/*.egg-info

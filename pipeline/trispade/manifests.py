@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from trispade.errors import InputError
-from trispade.labels import LabelScheme, load_scheme
+from trispade.labels import LabelScheme, data_manifests_folder, load_scheme
 from trispade.nifti import check_same_grid, header_of, read_label_map
 
 LIST_OF_SPLIT = {"gan_train": "training", "fusion_train": "training", "val": "validation", "test": "test"}
@@ -90,7 +90,7 @@ def read_manifest(
     """Read a manifest and check everything that can be checked.
 
     Args:
-        path: JSON file.
+        path: JSON file, or the name of a bundled manifest ("malc2012").
         dataset_dir: folder that the paths in it are relative to.
         scheme: label scheme to use instead of the one that the manifest names.
         check_files: look at every file's header: present, readable, image and label map on one grid.
@@ -99,7 +99,7 @@ def read_manifest(
     Raises:
         InputError: one that lists every fault of every row, each with its remedy.
     """
-    path, dataset_dir = Path(path), Path(dataset_dir).absolute()
+    path, dataset_dir = _locate(path), Path(dataset_dir).absolute()
     content = _load_json(path)
     cases, problems = _read_rows(content, dataset_dir)
     try:
@@ -115,6 +115,10 @@ def read_manifest(
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise InputError.of_many(f"{path}: {count} in the manifest (dataset_dir is {dataset_dir}):", problems)
     return Manifest(str(content.get("name", path.stem)), path, label_scheme, tuple(case for _, case in cases))
+
+
+def _locate(path: str | Path) -> Path:
+    return Path(path) if Path(path).suffix else data_manifests_folder() / f"{path}.json"
 
 
 def _load_json(path: Path) -> dict[str, Any]:

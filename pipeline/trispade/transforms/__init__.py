@@ -1,6 +1,13 @@
 """MONAI dictionary transforms: the label path, the T1w path, saving, and the fingerprint of a chain."""
 
 from trispade.transforms.fingerprint import fingerprint
-from trispade.transforms.label_map import FillBraind, FromWorkingGridd, LoadLabelMapd, MapLabelsd, ToWorkingGridd
-from trispade.transforms.save_synthetic import SaveSyntheticd, output_files
+from trispade.transforms.label_map import (
+    FillBraind,
+    FromWorkingGridd,
+    LoadLabelMapd,
+    MapLabelsd,
+    SaveSyntheticd,
+    ToWorkingGridd,
+    output_files,
+)
 from trispade.transforms.t1w import CorrectBiasd, LoadT1wd, MaskBackgroundd, ScaleIntensityd

@@ -1,0 +1,113 @@
+"""Run a stage of the bundle: its config, a preset and a few overrides, through MONAI's own workflow."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trispade.errors import InputError, find_input_error
+
+BUNDLE_VARIABLE = "TRISPADE_BUNDLE"
+
+
+def find_bundle(bundle: str | Path | None = None) -> tuple[Path, str]:
+    """Find the bundle: an explicit folder, then ``$TRISPADE_BUNDLE``, then the ``bundle/`` of a checkout.
+
+    Returns:
+        The bundle's root, and in words where it was found.
+
+    Raises:
+        InputError: if there is no bundle there.
+    """
+    named = [(bundle, "--bundle"), (os.environ.get(BUNDLE_VARIABLE) or None, f"${BUNDLE_VARIABLE}")]
+    for folder, origin in named:
+        if folder is not None:
+            if not _is_bundle(Path(folder)):
+                expected = f"a bundle with configs/metadata.json (from {origin})"
+                raise InputError.of(folder, expected, "none", "Name its root folder.")
+            return Path(folder), origin
+    checkout = Path(__file__).parents[2] / "bundle"
+    if not _is_bundle(checkout):
+        raise InputError.of(
+            "bundle",
+            "the root folder of a trispade bundle",
+            "no folder",
+            f"Give --bundle, or set ${BUNDLE_VARIABLE}.",
+        )
+    return checkout, "the checkout"
+
+
+def run_stage(bundle: Path, stage: str, preset: str | None = None, **overrides: Any) -> None:
+    """Run a stage as ``python -m monai.bundle run`` would.
+
+    Args:
+        bundle: the bundle's root.
+        stage: name of a config (``train_spade``).
+        preset: name of a preset, or None for the config's own values.
+        overrides: values of config keys; those that are None are left to the config.
+
+    Raises:
+        InputError: bad input, out of whatever MONAI has wrapped it in.
+    """
+    configs = bundle / "configs"
+    files = [_config(configs, stage)] + ([_config(configs / "presets", preset)] if preset else [])
+    values = {key: _config_value(value) for key, value in overrides.items() if value is not None}
+    try:
+        _run_workflow(bundle, files, values)
+    except yaml.MarkedYAMLError as error:
+        raise _not_yaml(error, files) from error
+    except Exception as error:
+        found = find_input_error(error)
+        if found is None or found is error:
+            raise
+        raise found from error
+
+
+def _run_workflow(bundle: Path, files: list[Path], values: dict[str, Any]) -> None:
+    from monai.bundle import ConfigWorkflow  # seconds of import, which `trispade --help` need not take
+
+    # It remarks on choices that are made here: no workflow type, and presets in a folder of their own.
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
+    workflow = ConfigWorkflow(
+        config_file=[str(file) for file in files],
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=str(bundle / "configs" / "logging.conf"),
+        workflow_type=None,
+        bundle_root=_config_value(bundle),
+        **values,
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def _not_yaml(error: yaml.MarkedYAMLError, files: list[Path]) -> InputError:
+    mark = error.problem_mark
+    where = f"{error.problem} at line {mark.line + 1}, column {mark.column + 1}" if mark else str(error.problem)
+    return InputError.of(mark.name if mark else files, "YAML", where, "Correct the file.")
+
+
+def _is_bundle(folder: Path) -> bool:
+    return (folder / "configs" / "metadata.json").is_file()
+
+
+def _config(folder: Path, name: str) -> Path:
+    file = folder / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(each.stem for each in folder.glob("*.yaml")))
+        raise InputError.of(file, f"one of {known}", "no such config", "Check its name.")
+    return file
+
+
+def _config_value(value: Any) -> Any:
+    """Turn a path into text that MONAI's config reader takes as it is: not as an expression, a reference or a macro."""
+    if not isinstance(value, Path):
+        return value
+    if "#" in str(value):
+        # The reader replaces every "#" by "::", the separator of ids, and would look in a folder of another name.
+        raise InputError.of(value, "a path without '#', which means something else in configs", "one", "Rename it.")
+    return f"./{value}" if str(value).startswith(("$", "@", "%")) else str(value)
