@@ -1,0 +1,130 @@
+"""What the user names as input, as the list of cases that inference works through."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trispade.errors import InputError
+from trispade.labels import LabelScheme
+from trispade.manifests import Case, Manifest, read_manifest
+from trispade.transforms import output_files
+from trispade.transforms.label_map import SUFFIX
+
+_LABEL_MAP_ENDINGS = (".nii.gz", ".nii")
+
+
+def list_label_maps(
+    source: str | Path,
+    dataset_dir: str | Path | None = None,
+    splits: Sequence[str] | None = None,
+    scheme: LabelScheme | None = None,
+) -> list[dict[str, Any]]:
+    """List the label maps to synthesize from.
+
+    Args:
+        source: one label map; a folder, searched for label maps at any depth (``*_dseg.nii.gz`` if it holds such files,
+            all NIfTI files but synthetic ones otherwise); or a manifest. Its files are not looked at: a bad one fails
+            when its turn comes, and the others run.
+        dataset_dir: what a manifest's paths are relative to; its own folder if None.
+        splits: of a manifest; all if None.
+        scheme: that the label ids will be read with; a manifest must be of the same.
+
+    Returns:
+        ``{"case_id", "image"}``, the image being the path of the label map, by case.
+
+    Raises:
+        InputError: if there is nothing at ``source``, no label map in it, or two label maps of one name, or if a
+            manifest is of another scheme.
+    """
+    path = Path(source)
+    if path.suffix == ".json":
+        return _list_manifest(read_manifest(path, dataset_dir or path.parent, check_files=False), splits, scheme)
+    if path.is_dir():
+        return _list_folder(path)
+    if not path.exists():
+        raise InputError.of(path, "a label map, a folder or a manifest", "nothing there", "Check --input.")
+    return [{"case_id": _case_id(path), "image": str(path)}]
+
+
+def _list_manifest(
+    manifest: Manifest, splits: Sequence[str] | None, scheme: LabelScheme | None
+) -> list[dict[str, Any]]:
+    own = manifest.label_scheme
+    if scheme is not None and (own.ids, own.vocabulary) != (scheme.ids, scheme.vocabulary):
+        raise InputError.of(
+            manifest.path,
+            f"label maps of scheme {scheme.name!r}",
+            f"{own.name!r}",
+            f"Set the label scheme to {own.name}.",
+        )
+    return [
+        {"case_id": case.case_id, "image": str(case.label)}
+        for case in _some(manifest, manifest.cases if splits is None else manifest.select(splits))
+    ]
+
+
+def _some(manifest: Manifest, cases: Sequence[Case]) -> Sequence[Case]:
+    if not cases:
+        raise InputError.of(manifest.path, "cases in the chosen splits", "none", "Choose other --splits.")
+    return cases
+
+
+def _list_folder(folder: Path) -> list[dict[str, Any]]:
+    files = sorted(file for file in folder.rglob("*") if file.name.endswith(_LABEL_MAP_ENDINGS))
+    files = [file for file in files if not file.name.startswith(".") and SUFFIX not in file.name]
+    files = [file for file in files if "_dseg." in file.name] or files
+    if not files:
+        raise InputError.of(folder, "a folder with label maps (*.nii.gz, *.nii)", "none in it", "Check --input.")
+    names = [_case_id(file) for file in files]
+    # Files of one name in different folders keep apart by their path.
+    unique = [
+        n if names.count(n) == 1 else _case_id(f.relative_to(folder), "_") for n, f in zip(names, files, strict=True)
+    ]
+    alike = [str(file) for name, file in zip(unique, files, strict=True) if unique.count(name) > 1]
+    if alike:
+        raise InputError.of(folder, "label maps of different names", ", ".join(alike), "Rename or move all but one.")
+    return [{"case_id": name, "image": str(file)} for name, file in zip(unique, files, strict=True)]
+
+
+def _case_id(path: Path, joiner: str | None = None) -> str:
+    name = path.name if joiner is None else joiner.join(path.parts)
+    for ending in (*_LABEL_MAP_ENDINGS, "_dseg"):
+        name = name.removesuffix(ending)
+    return name
+
+
+def list_pairs(manifest: Manifest, splits: Sequence[str]) -> list[dict[str, Any]]:
+    """List the scans to evaluate on: ``{"case_id", "person_id", "image" (label map), "t1w"}``, paths as text.
+
+    Raises:
+        InputError: if no case of these splits has a scan.
+    """
+    cases = _some(manifest, [case for case in manifest.select(splits) if case.image is not None])
+    return [{"case_id": c.case_id, "person_id": c.person_id, "image": str(c.label), "t1w": str(c.image)} for c in cases]
+
+
+def leave_finished_out(
+    cases: Sequence[dict[str, Any]], output_dir: str | Path, overwrite: bool
+) -> list[dict[str, Any]]:
+    """Leave out the cases whose volume and sidecar are in the output folder already, unless they are to be overwritten.
+
+    Raises:
+        InputError: if the output folder cannot be written to, before any time is spent on a case.
+    """
+    _check_writable(Path(output_dir))
+    if overwrite:
+        return list(cases)
+    return [case for case in cases if not all(file.exists() for file in output_files(output_dir, case["case_id"]))]
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError.of(
+            folder, "a folder that can be written to", error.strerror or str(error), "Choose another --output_dir."
+        ) from error

@@ -1,0 +1,128 @@
+"""Label map to T1w in bounded memory: slices in batches, then patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from monai.inferers import Inferer, SlidingWindowInferer
+from torch import Tensor
+from tqdm import tqdm
+
+from trispade.geometry import PLANES, Plane, slice_volume, stack_slices
+
+BACKGROUND = -1.0
+
+
+class PlaneInferer(Inferer):
+    """Paints a volume slice by slice with one generator.
+
+    Args:
+        plane: plane that the generator was trained in.
+        batch_size: slices at a time.
+        amp: autocast to bfloat16.
+        on_progress: called with the number of slices that have just been dealt with.
+    """
+
+    def __init__(
+        self, plane: Plane, batch_size: int, amp: bool = False, on_progress: Callable[[int], object] | None = None
+    ) -> None:
+        self.plane = plane
+        self.batch_size = batch_size
+        self.amp = amp
+        self.on_progress = on_progress
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Paint volumes.
+
+        Args:
+            inputs: label maps, (B, 1, X, Y, Z) class indices, RAS+, X, Y and Z multiples of 32.
+            network: generator of (N, 1, H, W) slices.
+            args: none are used.
+            kwargs: none are used.
+            *args: not used.
+            **kwargs: not used.
+
+        Returns:
+            (B, 1, X, Y, Z) float32 in [-1, 1], -1 where there is no label.
+        """
+        return torch.stack([self._paint(label_map, network) for label_map in inputs])
+
+    def _paint(self, label_map: Tensor, network: Callable[..., Tensor]) -> Tensor:
+        slices = slice_volume(label_map, self.plane)
+        painted = torch.full(slices.shape, BACKGROUND, device=slices.device)
+        labelled = (slices > 0).flatten(1).any(dim=1).nonzero()[:, 0]
+        for batch in labelled.split(self.batch_size):
+            with autocast(slices.device, self.amp):
+                painted[batch] = network(slices[batch]).float()
+            self._report(len(batch))
+        self._report(len(slices) - len(labelled))
+        return stack_slices(painted.masked_fill_(slices == 0, BACKGROUND), self.plane)
+
+    def _report(self, slices: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(slices)
+
+
+class TriplanarInferer(Inferer):
+    """Paints a volume in three planes and fuses the three.
+
+    Args:
+        slice_batch_size: slices at a time.
+        fusion: how the fusion net is moved over the volume.
+        amp: autocast to bfloat16.
+        return_planes: return the three painted volumes before the fused one.
+        progress: show a progress bar for each volume.
+    """
+
+    def __init__(
+        self,
+        slice_batch_size: int,
+        fusion: SlidingWindowInferer,
+        amp: bool = False,
+        return_planes: bool = False,
+        progress: bool = False,
+    ) -> None:
+        self.slice_batch_size = slice_batch_size
+        self.fusion = fusion
+        self.amp = amp
+        self.return_planes = return_planes
+        self.progress = progress
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Turn label maps into T1w volumes.
+
+        Args:
+            inputs: label maps, (B, 1, X, Y, Z) class indices, RAS+, X, Y and Z multiples of 32.
+            network: `trispade.networks.TriplanarSynthesizer`.
+            args: none are used.
+            kwargs: none are used.
+            *args: not used.
+            **kwargs: not used.
+
+        Returns:
+            (B, 1, X, Y, Z) float32 in [-1, 1], -1 where there is no label; with ``return_planes`` (B, 4, X, Y, Z):
+            axial, coronal, sagittal, fused.
+        """
+        label_map = network.class_table[inputs.round().long()]
+        with tqdm(
+            total=sum(inputs.shape[2:]) * len(inputs), desc="paint", unit="slice", disable=not self.progress
+        ) as bar:
+            planes = torch.cat(
+                [self._painter(plane, bar)(label_map, network.generators[plane]) for plane in PLANES], dim=1
+            )
+            bar.set_description_str("fuse")
+            with autocast(inputs.device, self.amp):
+                fused = self.fusion(planes, network.fusion).float()
+        fused = fused.clamp(-1.0, 1.0).masked_fill(label_map == 0, BACKGROUND)
+        return torch.cat([planes, fused], dim=1) if self.return_planes else fused
+
+    def _painter(self, plane: Plane, bar: tqdm) -> PlaneInferer:
+        return PlaneInferer(plane, self.slice_batch_size, self.amp, bar.update)
+
+
+def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[Any]:
+    """Autocast to bfloat16 on a device, or do nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -1,0 +1,187 @@
+"""The trained model as it is shipped: one plain state dict, and a JSON beside it that says what it is.
+
+models/model.pt    state dict of a `TriplanarSynthesizer`
+models/model.json  preset, vocabulary, architecture, trained classes, people, hash
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trispade import __version__
+from trispade.engines import check_record, checkpoint_exists, hash_tensors, load_checkpoint, save_checkpoint
+from trispade.errors import InputError
+from trispade.geometry import PLANES, Plane
+from trispade.inference.trained_parts import TrainedGenerator, find_checkpoints, load_generator
+from trispade.labels import Vocabulary
+from trispade.networks import TriplanarSynthesizer, assemble, load_weights
+from trispade.nifti import replacing
+
+logger = logging.getLogger(__name__)
+
+
+def export_model(
+    checkpoints_dir: str | Path,
+    generator_checkpoint: str,
+    fusion_dir: str | Path,
+    fusion_checkpoint: str,
+    model_file: str | Path,
+    vocabulary: Vocabulary,
+    architecture: Mapping[str, Any],
+    fusion_architecture: Mapping[str, Any],
+    dtype: str,
+) -> str:
+    """Assemble three trained generators and the fusion net into the model that inference loads.
+
+    Args:
+        checkpoints_dir: folder with ``spade_<plane>/``.
+        generator_checkpoint: ``last.pt`` or ``best.pt``.
+        fusion_dir: folder of the fusion net's checkpoints.
+        fusion_checkpoint: ``last.pt`` or ``best.pt``; ``last.pt`` if the best was never kept.
+        model_file: the state dict; the record goes beside it, with the ending ``.json``.
+        vocabulary: that all parts must have.
+        architecture: of the generators.
+        fusion_architecture: of the fusion net.
+        dtype: of the stored weights, ``float16`` or ``float32``.
+
+    Returns:
+        One line that says what was written.
+
+    Raises:
+        InputError: if a part is missing or torn, or belongs to another vocabulary or preset, or if the fusion net has
+            learnt from the volumes of other generators.
+    """
+    generators = {
+        plane: load_generator(
+            find_checkpoints(checkpoints_dir, plane, generator_checkpoint)[0], plane, vocabulary, architecture, "cpu"
+        )
+        for plane in PLANES
+    }
+    fusion = _load_fusion(Path(fusion_dir) / fusion_checkpoint, vocabulary, fusion_architecture, generators)
+    trained = sorted(set.intersection(*(set(g.record["trained_classes"]) for g in generators.values())))
+    model = assemble(
+        {plane: generator.network.state_dict() for plane, generator in generators.items()},
+        fusion["objects"]["network"],
+        class_table=vocabulary.fallback_table(trained).tolist(),
+        num_classes=vocabulary.num_classes,
+        **architecture,
+        **_fusion_arguments(fusion_architecture),
+    )
+    state = _stored(model, dtype)
+    record = {
+        "trispade_version": __version__,
+        "vocabulary": vocabulary.to_dict(),
+        "architecture": dict(architecture),
+        "fusion_architecture": dict(fusion_architecture),
+        "trained_classes": trained,
+        "training": {
+            **{f"generator_{plane}": _training(g.record) for plane, g in generators.items()},
+            "fusion": _training(fusion["record"]),
+        },
+        "sha256": hash_tensors(state),
+    }
+    save_checkpoint(state, model_file)
+    _write_record(Path(model_file).with_suffix(".json"), record)
+    line = f"{model_file}: {sum(value.numel() for value in state.values()) / 1e6:.2f} M values as {dtype}"
+    logger.info(line)
+    return line
+
+
+def load_model(
+    network: TriplanarSynthesizer, model_file: str | Path, vocabulary: Vocabulary, device: torch.device | str
+) -> TriplanarSynthesizer:
+    """Load the trained weights into a synthesizer and bring it to a device, in eval mode.
+
+    Raises:
+        InputError: if the file is missing or torn, or belongs to another vocabulary or preset.
+    """
+    state = load_checkpoint(model_file)
+    record = read_model_record(model_file)
+    if record:
+        check_record(model_file, record, vocabulary=vocabulary.to_dict())
+    else:
+        logger.warning("%s: no .json beside it, so nothing tells whether its vocabulary is this one", model_file)
+    load_weights(network, state, str(model_file))
+    if record and record.get("sha256") != hash_tensors(state):
+        raise InputError.of(
+            model_file, "the weights that the .json beside it describes", "others", "Copy both files together."
+        )
+    return network.requires_grad_(False).eval().to(device)
+
+
+def read_model_record(model_file: str | Path) -> dict[str, Any]:
+    """Read the JSON beside a model file; empty if there is none.
+
+    Raises:
+        InputError: if it is torn.
+    """
+    path = Path(model_file).with_suffix(".json")
+    try:
+        record = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise InputError.of(path, "the record of a model", "text that is not JSON", "Copy it again.") from error
+    if not isinstance(record, dict):
+        raise InputError.of(path, "the record of a model", type(record).__name__, "Copy it again.")
+    return record
+
+
+def describe_model(model_file: str | Path) -> dict[str, Any]:
+    """Say for a sidecar which model made a volume: its file, the hash of its weights, the preset of its training."""
+    record = read_model_record(model_file)
+    presets = {part.get("preset") for part in record.get("training", {}).values()}
+    return {
+        "file": Path(model_file).name,
+        "sha256": record.get("sha256"),
+        "preset": ", ".join(sorted(preset for preset in presets if preset)) or None,
+    }
+
+
+def _load_fusion(
+    path: Path,
+    vocabulary: Vocabulary,
+    architecture: Mapping[str, Any],
+    generators: Mapping[Plane, TrainedGenerator],
+) -> dict[str, Any]:
+    if not checkpoint_exists(path):
+        path = path.with_name("last.pt")
+    fusion = load_checkpoint(path)
+    record = fusion.get("record", {})
+    check_record(path, record, vocabulary=vocabulary.to_dict(), architecture=dict(architecture))
+    for plane, generator in generators.items():
+        # Checkpoints of the first runs do not tell whose volumes they learnt from.
+        if "generators" in record and generator.hash not in record["generators"][plane]:
+            raise InputError.of(
+                path,
+                f"a fusion net that learnt from the present {plane} generator",
+                "one that learnt from another",
+                f"Run synthesize_planes, remove {path.parent}, and run train_fusion.",
+            )
+    return fusion
+
+
+def _fusion_arguments(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    return {("residual" if name == "residual" else f"fusion_{name}"): value for name, value in architecture.items()}
+
+
+def _stored(model: TriplanarSynthesizer, dtype: str) -> dict[str, torch.Tensor]:
+    """Give the state dict with its weights in another type; running statistics may lie beyond what float16 holds."""
+    if dtype not in ("float16", "float32"):
+        raise InputError.of("model_dtype", "float16 or float32", repr(dtype), "Correct the setting.")
+    weights = {name for name, _ in model.named_parameters()}
+    state = model.state_dict()
+    return {name: value.to(getattr(torch, dtype)) if name in weights else value for name, value in state.items()}
+
+
+def _training(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in ("vocabulary", "architecture")}
+
+
+def _write_record(path: Path, record: Mapping[str, Any]) -> None:
+    with replacing(path) as partial_path:
+        partial_path.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,111 @@
+"""The triplanar figure: label map, painted, fused and real volumes, side by side in three directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from trispade.geometry import PLANES, Plane, slice_axis
+from trispade.nifti import replacing
+
+NOTE = "axial, coronal: left of the image is the right of the brain\nsagittal: left of the image is the front"
+_INCHES_A_COLUMN = 2.2
+_DPI = 120
+
+
+def save_triplanar_figure(
+    columns: Mapping[str, np.ndarray],
+    path: str | Path,
+    middle: Sequence[int] | None = None,
+    title: str | None = None,
+    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+) -> Path:
+    """Save the same three slices of several volumes as a PNG.
+
+    Args:
+        columns: title to volume (X, Y, Z), RAS+, all on one grid; integers are label maps (class
+            indices), floats are intensities, shown from their minimum to their 99.8th percentile.
+        path: of the PNG, written whole or not at all.
+        middle: voxel that the slices cut; the middle of the first volume's labelled or bright voxels if None.
+        title: above the figure.
+        spacing_mm: voxel size along X, Y and Z; only its proportions count.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if there is no volume, the volumes differ in shape, or the middle lies outside.
+    """
+    volumes = list(columns.values())
+    if not volumes or any(volume.shape != volumes[0].shape for volume in volumes):
+        raise ValueError(f"columns: expected volumes of one shape, got {[volume.shape for volume in volumes]}")
+    box = _bounding_box(volumes[0])
+    centre = [(s.start + s.stop) // 2 for s in box] if middle is None else list(middle)
+    if not all(0 <= c < extent for c, extent in zip(centre, volumes[0].shape, strict=True)):
+        raise ValueError(f"middle: expected a voxel of a volume {volumes[0].shape}, got {tuple(centre)}")
+    figure = Figure(
+        figsize=(_INCHES_A_COLUMN * len(columns), 2.25 * len(PLANES) + 0.5), facecolor="black", layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(PLANES), len(columns), squeeze=False)
+    for column, (name, volume) in enumerate(columns.items()):
+        low, high = (
+            (0.0, 1.0) if _is_label_map(volume) else (float(volume.min()), float(np.percentile(volume[box], 99.8)))
+        )
+        for row, plane in enumerate(PLANES):
+            shown = _upright(volume, plane, centre, box)
+            image = label_colours(shown) if _is_label_map(volume) else shown
+            panel = axes[row, column]
+            panel.imshow(
+                image, cmap="gray", vmin=low, vmax=high, interpolation="nearest", aspect=_aspect(plane, spacing_mm)
+            )
+            panel.set_axis_off()
+            if row == 0:
+                panel.set_title(name, color="white", fontsize=10)
+    if title:
+        figure.suptitle(title, color="white", fontsize=11)
+    figure.supxlabel(NOTE, color="0.7", fontsize=7)
+    path = Path(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=_DPI, format="png")
+    return path
+
+
+def label_colours(label_map: np.ndarray) -> np.ndarray:
+    """Colour class indices (H, W) as (H, W, 3): black for the background, one colour a class, in every figure."""
+    palette = np.concatenate([colormaps[name](np.arange(20))[:, :3] for name in ("tab20", "tab20b", "tab20c")])
+    # A stride through the palette keeps neighbouring indices, often neighbouring structures, apart in colour.
+    colours = palette[(np.asarray(label_map, dtype=np.int64) * 7) % len(palette)]
+    return np.where((np.asarray(label_map) > 0)[..., None], colours, 0.0)
+
+
+def _is_label_map(volume: np.ndarray) -> bool:
+    return np.issubdtype(volume.dtype, np.integer)
+
+
+def _bounding_box(volume: np.ndarray, margin: int = 3) -> tuple[slice, ...]:
+    """Box around what is above the volume's minimum, with a margin."""
+    inside = volume > volume.min()
+    if not inside.any():
+        return tuple(slice(0, extent) for extent in volume.shape)
+    places = np.argwhere(inside)
+    low, high = places.min(axis=0) - margin, places.max(axis=0) + 1 + margin
+    return tuple(slice(max(0, a), min(b, extent)) for a, b, extent in zip(low, high, volume.shape, strict=True))
+
+
+def _upright(volume: np.ndarray, plane: Plane, centre: Sequence[int], box: Sequence[slice]) -> np.ndarray:
+    """Cut a slice as radiologists look at it: up is superior or anterior, left is right or anterior."""
+    axis = slice_axis(plane)
+    cut = volume[tuple(centre[axis] if other == axis else box[other] for other in range(3))]
+    return np.flip(cut.T, axis=(0, 1))
+
+
+def _aspect(plane: Plane, spacing_mm: Sequence[float]) -> float:
+    """Height of a shown pixel over its width."""
+    across, up = (spacing_mm[axis] for axis in range(3) if axis != slice_axis(plane))
+    return up / across

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from monai.bundle import ConfigParser, verify_net_in_out
+from monai.bundle.properties import InferProperties, TrainProperties
+
+from trispade.labels import load_scheme
+
+BUNDLE = Path(__file__).parents[2] / "bundle"
+CONFIGS = BUNDLE / "configs"
+STAGES = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+PRESETS = sorted(file.stem for file in (CONFIGS / "presets").glob("*.yaml"))
+WORKFLOW_TYPES = {"train_spade": "train", "train_fusion": "train", "inference": "infer", "evaluate": "infer"}
+PROPERTIES = {"train": TrainProperties, "infer": InferProperties}
+ENTRIES = ("imports", "initialize", "run", "bundle_root")
+REFERENCE = re.compile(r"@([A-Za-z_][\w]*(?:(?:#|::)\w+)*)")
+
+
+def read(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+
+
+def texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from texts(each)
+
+
+def nodes(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict | list):
+        if isinstance(value, dict):
+            yield value
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from nodes(each)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value stands for itself: no component, reference or expression."""
+    return not isinstance(value, dict) and not any(text.startswith(("$", "@")) for text in texts(value))
+
+
+def references(value: Any) -> set[str]:
+    return {found.replace("::", "#") for text in texts(value) for found in REFERENCE.findall(text)}
+
+
+def lookup(config: Any, key: str) -> Any:
+    for part in key.split("#"):
+        config = config[int(part)] if isinstance(config, list) else config[part]
+    return config
+
+
+def used_keys(config: dict[str, Any], start: Iterable[str]) -> set[str]:
+    """Follow references from some keys; what is reached, with all keys above it."""
+    reached: set[str] = set()
+    waiting = list(start)
+    while waiting:
+        key = waiting.pop()
+        if key not in reached:
+            reached.add(key)
+            waiting += references(lookup(config, key))
+    return reached
+
+
+def keys_of(config: dict[str, Any]) -> set[str]:
+    """Keys of the first level, and of the second for the groups ``train`` and ``validate``."""
+    groups = {"train", "validate"} & set(config)
+    return (set(config) - groups) | {f"{group}#{key}" for group in groups for key in config[group]}
+
+
+def test_there_is_a_config_for_each_stage_and_a_preset_for_each_use():
+    assert STAGES == ["evaluate", "inference", "prepare", "synthesize_planes", "train_fusion", "train_spade"]
+    assert PRESETS == ["compact", "paper", "smoke"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_config_has_no_key_that_its_stage_does_not_use(stage):
+    config = read(stage)
+    properties = PROPERTIES.get(WORKFLOW_TYPES.get(stage, ""), {})
+    required = {each["id"].replace("::", "#") for each in properties.values() if each["required"]}
+    used = used_keys(config, {*ENTRIES, *required})
+    unused = {key for key in keys_of(config) if not any(key == u or u.startswith(f"{key}#") for u in used)}
+    assert unused == set()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_reference_names_a_key_of_its_config(stage):
+    config = read(stage)
+    for key in references(config):
+        lookup(config, key)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_without_a_preset_is_the_compact_preset(stage):
+    config, compact = read(stage), read("presets/compact")
+    shared = {key: config[key] for key in config.keys() & compact.keys()}
+    assert shared == {key: compact[key] for key in shared}
+    assert "spacing_mm" in shared
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_key_of_a_preset_belongs_to_a_stage_and_its_name_is_its_own(preset):
+    known = {key for stage in STAGES for key in read(stage)}
+    assert set(read(f"presets/{preset}")) <= known
+    assert read(f"presets/{preset}")["preset"] == preset
+    assert set(read(f"presets/{preset}")) >= set(read("presets/compact"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_boxes_of_the_presets_are_multiples_of_32(preset):
+    assert all(extent % 32 == 0 for extent in read(f"presets/{preset}")["box"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_values_that_stages_share_are_the_same_in_all_of_them(stage):
+    own = {"label_scheme", "splits", "train_splits", "val_interval"}
+    config = {key: value for key, value in read(stage).items() if is_plain(value) and key not in own}
+    for other in map(read, STAGES):
+        shared = {key for key in config.keys() & other.keys() if is_plain(other[key])}
+        assert {key: config[key] for key in shared} == {key: other[key] for key in shared}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_expressions_are_few_and_decide_nothing(stage):
+    config = read(stage)
+    is_path = re.compile(r"\$(@\w+|'\w+/') \+ ('/[^']*'|@\w+)|.*'/spade_' \+ @plane")
+    expressions = [text for text in texts(config) if text.startswith("$") and not is_path.fullmatch(text)]
+    setup = [*config["imports"], *config["initialize"], *config["run"]]
+    targets = [node for node in nodes(config) if "_target_" in node]
+    assert len([text for text in expressions if text not in setup]) <= len(targets)
+    decisions = re.compile(r"\blambda\b|\bfor\b|\btorch\.load\b|\bif\b")
+    assert [t for t in expressions if decisions.search(t) and "cuda.is_available" not in t] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_target_can_be_imported(stage):
+    known_to_monai = ConfigParser().locator
+    for node in nodes(read(stage)):
+        target = node.get("_target_")
+        if target is None:
+            continue
+        if "." in target:
+            module, name = target.rsplit(".", 1)
+            assert hasattr(importlib.import_module(module), name), target
+        else:
+            assert known_to_monai.get_component_module_name(target) is not None, target
+
+
+def test_the_configs_of_one_network_describe_it_alike():
+    assert read("inference")["network_def"] == read("evaluate")["network_def"]
+    assert read("inference")["network"] == read("evaluate")["network"]
+    fusion = {key: read("inference")["inferer"]["fusion"][key] for key in ("roi_size", "overlap", "mode")}
+    for other in (read("evaluate")["inferer"]["fusion"], read("train_fusion")["validate"]["inferer"]):
+        assert (
+            fusion
+            == {key: other[key] for key in fusion}
+            == {"roi_size": [32, 32, 32], "overlap": 0.5, "mode": "gaussian"}
+        )
+
+
+DATA_FORMAT = {
+    "type": "object",
+    "required": ["inputs", "outputs"],
+    "additionalProperties": {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": {
+            "type": "object",
+            "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"],
+            "properties": {
+                "type": {"type": "string"},
+                "format": {"type": "string"},
+                "modality": {"type": "string"},
+                "num_channels": {"type": "integer"},
+                "spatial_shape": {"type": "array", "items": {"type": ["string", "integer"]}},
+                "dtype": {"type": "string"},
+                "value_range": {"type": "array", "items": {"type": "number"}},
+                "is_patch_data": {"type": "boolean"},
+                "channel_def": {"type": "object", "additionalProperties": {"type": "string"}},
+            },
+        },
+    },
+}
+# What meta_schema_20240725.json of MONAI requires, and the types that it gives.
+METADATA = {
+    "type": "object",
+    "required": [
+        "schema",
+        "version",
+        "monai_version",
+        "pytorch_version",
+        "numpy_version",
+        "required_packages_version",
+        "task",
+        "description",
+        "authors",
+        "copyright",
+        "network_data_format",
+    ],
+    "properties": {
+        "version": {"type": "string"},
+        "monai_version": {"type": "string"},
+        "pytorch_version": {"type": "string"},
+        "numpy_version": {"type": "string"},
+        "task": {"type": "string", "minLength": 1},
+        "description": {"type": "string", "minLength": 1},
+        "authors": {"type": "string", "minLength": 1},
+        "copyright": {"type": "string", "minLength": 1},
+        "schema": {"type": "string", "pattern": r"/meta_schema_20240725\.json$"},
+        "required_packages_version": {"type": "object", "additionalProperties": {"type": "string"}},
+        "changelog": {"type": "object", "additionalProperties": {"type": "string"}},
+        "supported_apps": {"type": "object"},
+        "references": {"type": "array", "items": {"type": "string"}},
+        "network_data_format": DATA_FORMAT,
+    },
+    "patternProperties": {"_data_format$": DATA_FORMAT},
+}
+
+
+@pytest.fixture
+def metadata() -> dict[str, Any]:
+    return json.loads((CONFIGS / "metadata.json").read_text())
+
+
+def test_the_metadata_are_what_monais_schema_asks_for(metadata):
+    jsonschema.validate(metadata, METADATA)
+    assert metadata["version"] in metadata["changelog"]
+
+
+def test_the_metadata_describe_each_network(metadata):
+    formats = {key.removesuffix("_data_format") for key in metadata if key.endswith("_data_format")}
+    assert formats == {"network", "axial_generator", "coronal_generator", "sagittal_generator", "fusion"}
+    assert set(metadata["network_data_format"]["inputs"]) == {"image"}
+    assert set(metadata["network_data_format"]["outputs"]) == {"pred"}
+
+
+def test_the_metadata_name_the_classes_of_the_vocabulary(metadata):
+    names = load_scheme("freesurfer").vocabulary.names
+    assert metadata["image_vocabulary"] == {str(index): name for index, name in enumerate(names)}
+    assert metadata["network_data_format"]["inputs"]["image"]["value_range"] == [0, len(names) - 1]
+
+
+def test_the_logging_configuration_uses_classes_of_the_standard_library_alone():
+    classes = re.findall(r"^class=(.*)$", (CONFIGS / "logging.conf").read_text(), flags=re.MULTILINE)
+    assert classes
+    assert all(hasattr(logging, name) for name in classes)
+
+
+def test_the_network_turns_data_of_the_described_form_into_data_of_the_described_form():
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=[str(CONFIGS / "inference.yaml"), str(CONFIGS / "presets" / "smoke.yaml")],
+        device="cpu",
+        p=2,
+        n=1,
+    )

@@ -1,0 +1,83 @@
+"""Trained parts of a tiny model, as the training stages leave them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from trispade.engines import save_checkpoint
+from trispade.geometry import PLANES
+from trispade.labels import LabelClass, Vocabulary
+from trispade.networks import FusionNet, SpadeGenerator
+
+ARCHITECTURE = {"ngf": 2, "hidden": 4, "max_channels": 8}
+FUSION_ARCHITECTURE = {"channels": [2, 3, 4], "norm": "none", "residual": False}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def vocabulary() -> Vocabulary:
+    """Four classes; the last one falls back on the third."""
+    return Vocabulary(
+        "tiny",
+        (
+            LabelClass("background", None, "background", ""),
+            LabelClass("white", None, "wm", ""),
+            LabelClass("csf", None, "csf", ""),
+            LabelClass("plexus", "csf", "csf", ""),
+        ),
+    )
+
+
+@pytest.fixture
+def write_generator(
+    tmp_path: Path, vocabulary: Vocabulary, enliven: Callable[[nn.Module], nn.Module]
+) -> Callable[..., nn.Module]:
+    """Write the checkpoint of a ``train_spade`` run; gives the generator that is in it."""
+
+    def write(
+        plane: str,
+        people: tuple[str, ...] = ("p1", "p2"),
+        trained: tuple[int, ...] = (0, 1, 2),
+        stage: str | None = None,
+        **record: Any,
+    ) -> nn.Module:
+        generator = enliven(SpadeGenerator(vocabulary.num_classes, 1, **ARCHITECTURE)).eval()
+        described = {
+            "plane": plane,
+            "preset": "tiny",
+            "vocabulary": vocabulary.to_dict(),
+            "architecture": ARCHITECTURE,
+            "people": list(people),
+            "trained_classes": list(trained),
+        }
+        content = {"objects": {"generator": generator.state_dict()}, "record": {**described, **record}}
+        save_checkpoint(content, tmp_path / (stage or f"spade_{plane}") / "last.pt")
+        return generator
+
+    return write
+
+
+@pytest.fixture
+def trained_parts(
+    tmp_path: Path,
+    vocabulary: Vocabulary,
+    write_generator: Callable[..., nn.Module],
+    enliven: Callable[[nn.Module], nn.Module],
+) -> dict[str, nn.Module]:
+    """Three generators and a fusion net, whose checkpoints lie in ``tmp_path``."""
+    parts = {plane: write_generator(plane) for plane in PLANES}
+    fusion = enliven(FusionNet(3, 1, **FUSION_ARCHITECTURE)).eval()
+    record = {"preset": "tiny", "vocabulary": vocabulary.to_dict(), "architecture": FUSION_ARCHITECTURE}
+    content = {"objects": {"network": fusion.state_dict()}, "record": {**record, "people": ["p3"]}}
+    save_checkpoint(content, tmp_path / "fusion" / "last.pt")
+    return {**parts, "fusion": fusion}

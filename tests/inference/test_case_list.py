@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trispade.errors import InputError
+from trispade.inference import leave_finished_out, list_label_maps, list_pairs
+from trispade.labels import load_scheme
+from trispade.manifests import read_manifest
+from trispade.transforms import output_files
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def names(cases: list[dict]) -> list[str]:
+    return [case["case_id"] for case in cases]
+
+
+@pytest.fixture
+def manifest_file(tmp_path: Path) -> Path:
+    """A manifest none of whose files exist."""
+    rows = [
+        {"case_id": f"c{i}", "person_id": f"p{i}", "image": None if i == 2 else f"{i}_T1w.nii", "label": f"{i}.nii"}
+        for i in range(4)
+    ]
+    splits = ("gan_train", "val", "test", "test")
+    rows = [{**row, "split": split, "fold": None} for row, split in zip(rows, splits, strict=True)]
+    content = {"name": "d", "label_scheme": "freesurfer", "training": rows[:1], "validation": rows[1:2]}
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({**content, "test": rows[2:]}))
+    return path
+
+
+@pytest.mark.parametrize(("file", "case_id"), [("sub-1_dseg.nii.gz", "sub-1"), ("a.b.nii", "a.b")])
+def test_one_label_map_is_one_case_named_after_it(tmp_path, file, case_id):
+    touch(tmp_path / file)
+    assert list_label_maps(tmp_path / file) == [{"case_id": case_id, "image": str(tmp_path / file)}]
+
+
+def test_in_a_folder_dseg_files_are_taken_and_their_scans_are_not(tmp_path):
+    for person in ("sub-2", "sub-1"):
+        touch(tmp_path / person / "anat" / f"{person}_dseg.nii.gz", tmp_path / person / "anat" / f"{person}_T1w.nii.gz")
+    assert names(list_label_maps(tmp_path)) == ["sub-1", "sub-2"]
+
+
+def test_in_a_folder_without_dseg_files_all_images_are_taken_but_what_is_synthetic_or_half_written(tmp_path):
+    touch(tmp_path / "b.nii", tmp_path / "a.nii.gz", tmp_path / ".partial-1-c.nii.gz", tmp_path / "notes.txt")
+    touch(*output_files(tmp_path / "out", "a"))
+    assert names(list_label_maps(tmp_path)) == ["a", "b"]
+
+
+def test_files_of_one_name_in_several_folders_are_told_apart_by_their_path(tmp_path):
+    touch(tmp_path / "x" / "seg_dseg.nii.gz", tmp_path / "y" / "seg_dseg.nii.gz", tmp_path / "z_dseg.nii.gz")
+    assert names(list_label_maps(tmp_path)) == ["x_seg", "y_seg", "z"]
+
+
+def test_two_files_that_would_be_written_under_one_name_are_refused(tmp_path):
+    touch(tmp_path / "a.nii", tmp_path / "a.nii.gz", tmp_path / "b.nii")
+    with pytest.raises(InputError, match=r"expected label maps of different names, got .*a.nii, .*a.nii.gz. Rename"):
+        list_label_maps(tmp_path)
+
+
+def test_a_folder_without_label_maps_is_an_input_error(tmp_path):
+    touch(tmp_path / "notes.txt")
+    with pytest.raises(InputError, match=r"expected a folder with label maps \(\*.nii.gz, \*.nii\), got none in it"):
+        list_label_maps(tmp_path)
+
+
+def test_an_input_that_is_not_there_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="nowhere: expected a label map, a folder or a manifest, got nothing there"):
+        list_label_maps(tmp_path / "nowhere")
+
+
+def test_a_manifest_gives_the_label_maps_of_its_splits_whether_they_are_there_or_not(manifest_file, tmp_path):
+    assert names(list_label_maps(manifest_file)) == ["c0", "c1", "c2", "c3"]
+    cases = list_label_maps(manifest_file, dataset_dir=tmp_path / "d", splits=["test"])
+    assert cases[0] == {"case_id": "c2", "image": str(tmp_path / "d" / "2.nii")}
+    assert names(cases) == ["c2", "c3"]
+
+
+def test_a_manifest_of_another_label_scheme_is_refused(manifest_file):
+    assert len(list_label_maps(manifest_file, scheme=load_scheme("freesurfer"))) == 4
+    with pytest.raises(InputError, match=r"scheme 'malc_all', got 'freesurfer'. Set the label scheme to freesurfer."):
+        list_label_maps(manifest_file, scheme=load_scheme("malc_all"))
+
+
+def test_splits_without_a_case_are_an_input_error(manifest_file):
+    with pytest.raises(InputError, match=r"m.json: expected cases in the chosen splits, got none. Choose other"):
+        list_label_maps(manifest_file, splits=["fusion_train"])
+    manifest = read_manifest(manifest_file, manifest_file.parent, check_files=False)
+    with pytest.raises(InputError, match=r"m.json: expected cases in the chosen splits, got none. Choose other"):
+        list_pairs(manifest, ["fusion_train"])
+
+
+def test_pairs_are_the_cases_that_have_a_scan(manifest_file):
+    manifest = read_manifest(manifest_file, manifest_file.parent, check_files=False)
+    folder = manifest_file.parent
+    assert list_pairs(manifest, ["test"]) == [
+        {"case_id": "c3", "person_id": "p3", "image": str(folder / "3.nii"), "t1w": str(folder / "3_T1w.nii")}
+    ]
+
+
+def test_only_cases_with_volume_and_sidecar_count_as_finished(tmp_path):
+    cases = [{"case_id": name} for name in "abc"]
+    touch(*output_files(tmp_path, "a"), output_files(tmp_path, "b")[0])
+    assert names(leave_finished_out(cases, tmp_path, overwrite=False)) == ["b", "c"]
+    assert names(leave_finished_out(cases, tmp_path, overwrite=True)) == ["a", "b", "c"]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_an_output_folder_that_cannot_be_written_is_known_before_the_first_case(tmp_path):
+    touch(tmp_path / "out")
+    with pytest.raises(InputError, match=r"out: expected a folder that can be written to, got .*--output_dir"):
+        leave_finished_out([{"case_id": "a"}], tmp_path / "out", overwrite=True)

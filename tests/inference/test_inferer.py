@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SlidingWindowInferer
+
+from trispade.geometry import PLANES, slice_axis
+from trispade.inference import PlaneInferer, TriplanarInferer
+from trispade.networks import TriplanarSynthesizer
+
+SHAPE = (32, 64, 96)
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def network(enliven) -> TriplanarSynthesizer:
+    return enliven(
+        TriplanarSynthesizer(4, ngf=2, hidden=4, max_channels=8, fusion_channels=(2, 3, 4), class_table=(0, 1, 2, 1))
+    ).eval()
+
+
+@pytest.fixture
+def label_map() -> torch.Tensor:
+    """A box of labels off the middle, so that most slices at the borders are empty; (2, 1, X, Y, Z) uint8."""
+    labels = torch.zeros((2, 1, *SHAPE), dtype=torch.uint8)
+    labels[0, 0, 5:20, 10:40, 20:75] = torch.randint(0, 4, (15, 30, 55), dtype=torch.uint8)
+    labels[1, 0, 8:30, 30:60, 5:90] = torch.randint(0, 4, (22, 30, 85), dtype=torch.uint8)
+    return labels
+
+
+def inferer(batch_size: int = 8, roi_size: tuple[int, ...] = (32, 32, 32), **options) -> TriplanarInferer:
+    fusion = SlidingWindowInferer(roi_size, sw_batch_size=4, overlap=0.5, mode="gaussian")
+    return TriplanarInferer(batch_size, fusion, **options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_the_number_of_slices_at_a_time_does_not_change_the_result(network, label_map, batch_size):
+    expected = inferer(return_planes=True)(label_map, network)
+    painted = inferer(batch_size, return_planes=True)(label_map, network)
+    torch.testing.assert_close(painted, expected, atol=1e-5, rtol=1e-4)
+    assert expected[:, :3][(label_map > 0).expand(-1, 3, -1, -1, -1)].std() > 1e-2
+
+
+def test_the_planes_are_those_that_the_network_itself_paints(network, label_map):
+    planes = inferer(return_planes=True)(label_map, network)[:, :3]
+    torch.testing.assert_close(planes, network.paint_planes(label_map), atol=1e-5, rtol=1e-4)
+
+
+def test_a_window_as_large_as_the_volume_gives_the_networks_own_result(network, label_map):
+    fused = inferer(roi_size=SHAPE)(label_map, network)
+    torch.testing.assert_close(fused, network(label_map), atol=1e-5, rtol=1e-4)
+
+
+def test_a_volume_does_not_depend_on_the_others_of_its_batch(network, label_map):
+    together = inferer()(label_map, network)
+    alone = torch.cat([inferer()(one, network) for one in label_map.split(1)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_outside_the_labels_every_volume_is_exactly_minus_one_and_inside_none_is_beyond_one(network, label_map):
+    volumes = inferer(return_planes=True)(label_map, network)
+    outside = (label_map == 0).expand_as(volumes)
+    assert (volumes[outside] == -1).all()
+    assert volumes.abs().max() <= 1
+    assert volumes[~outside].min() > -1
+
+
+def test_the_fused_volume_comes_after_the_planes(network, label_map):
+    volumes = inferer(return_planes=True)(label_map, network)
+    assert volumes.shape == (2, 4, *SHAPE)
+    torch.testing.assert_close(inferer()(label_map, network), volumes[:, 3:])
+
+
+def test_an_empty_label_map_is_background_everywhere(network):
+    volumes = inferer(return_planes=True)(torch.zeros(1, 1, 32, 32, 32), network)
+    assert (volumes == -1).all()
+
+
+def test_a_metatensor_of_floats_is_taken_as_it_is(network, label_map):
+    expected = inferer()(label_map, network)
+    assert torch.equal(torch.as_tensor(inferer()(MetaTensor(label_map.float()), network)), expected)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_a_generator_gets_labelled_slices_of_its_own_plane_and_no_others(label_map, plane):
+    seen = []
+
+    def record(slices):
+        seen.append(slices)
+        return torch.zeros(slices.shape)
+
+    counted = []
+    painted = PlaneInferer(plane, batch_size=4, on_progress=counted.append)(label_map, record)
+
+    axis = slice_axis(plane)
+    volume = label_map[:, 0].movedim(axis + 1, 1).flatten(0, 1)
+    torch.testing.assert_close(torch.cat(seen)[:, 0], volume[(volume > 0).flatten(1).any(dim=1)])
+    assert max(len(batch) for batch in seen) == 4
+    assert sum(counted) == 2 * SHAPE[axis]
+    assert torch.equal(painted, torch.where(label_map > 0, 0.0, -1.0))
+
+
+def test_each_plane_is_painted_by_its_own_generator(network, label_map):
+    for plane in PLANES[1:]:
+        network.generators[plane].forward = lambda slices: torch.full(slices.shape, 0.25)
+    planes = inferer(return_planes=True)(label_map, network)
+    brain = network.known_labels(label_map) > 0
+    assert planes[:, :1][brain].std() > 1e-2
+    assert (planes[:, 1:3][brain.expand(-1, 2, -1, -1, -1)] == 0.25).all()
+
+
+def test_bfloat16_changes_the_result_by_little(network, label_map):
+    exact, rounded = inferer()(label_map, network), inferer(amp=True)(label_map, network)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().mean() < 0.02
