@@ -215,6 +215,7 @@ def test_folding_the_spectral_norm_keeps_the_output_and_names_plain_weights(enli
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.usefixtures("_without_itk")
 def test_a_folded_generator_can_be_scripted(enliven):
     generator = fold_spectral_norm(enliven(small_generator()))
     label_map = random_labels()

@@ -106,6 +106,7 @@ def test_a_size_that_is_no_multiple_of_32_is_refused(synthesizer):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.usefixtures("_without_itk")
 def test_the_whole_can_be_scripted(synthesizer):
     label_map = random_labels(size=(32, 32, 64))
     scripted = torch.jit.script(synthesizer)
