@@ -20,12 +20,14 @@ box=(--box "[96,96,96]")
 
 stage prepare "${box[@]}"
 # One thread each: three networks side by side waste less than two threads a network.
+jobs=()
 for plane in axial coronal sagittal; do
     OMP_NUM_THREADS=1 stage train_spade "${box[@]}" --plane "$plane" \
-        --max_epochs 18 --slice_batch_size 4 --generator_rate 4.0e-4 --validate_every 6 &
+        --max_epochs 18 --slice_batch_size 4 --generator_rate 4.0e-4 --val_interval 6 &
+    jobs+=($!)
 done
-wait
+for job in "${jobs[@]}"; do wait "$job"; done
 stage synthesize_planes "${box[@]}"
-stage train_fusion "${box[@]}" --model_file "$model" --max_epochs "${FUSION_EPOCHS:-24}" --patch_batch_size "${FUSION_BATCH:-10}"
+stage train_fusion "${box[@]}" --model_file "$model" --max_epochs "${FUSION_EPOCHS:-12}" --patch_batch_size "${FUSION_BATCH:-10}"
 stage evaluate "${box[@]}" --model_file "$model"
 cat "$work_dir/evaluation/summary.md"

@@ -47,6 +47,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, dict[
         calls.append((stage, preset, {key: value for key, value in overrides.items() if value is not None}))
 
     monkeypatch.setattr(cli, "run_stage", note)
+    monkeypatch.setattr(cli, "_unfinished", lambda work_dir: False)
     return calls
 
 
@@ -164,6 +165,13 @@ def test_train_can_be_one_stage_of_one_plane(stages: list[Any]):
     invoke("train", "--dataset-dir", ".", "--stage", "train_spade", "--plane", "coronal")
     ((stage, _, values),) = stages
     assert (stage, values["plane"]) == ("train_spade", "coronal")
+
+
+def test_train_stops_before_the_fusion_net_while_generators_have_epochs_left(stages: list[Any], monkeypatch: Any):
+    monkeypatch.setattr(cli, "_unfinished", lambda work_dir: work_dir == Path("runs/smoke"))
+    result = invoke("train", "--dataset-dir", ".", "--preset", "smoke", "--max-minutes", "1")
+    assert [stage for stage, _, _ in stages] == ["prepare", *["train_spade"] * 3]
+    assert "the same command goes on" in result.output
 
 
 def test_train_gives_every_stage_the_same_scheme(stages: list[Any]):

@@ -153,6 +153,9 @@ def train(
     if stage in (Stage.train_spade, Stage.all):
         for each in PlaneName if plane is None else (plane,):
             run_stage(root, "train_spade", preset, plane=each.value, **common, **limits)
+    if stage is Stage.all and _unfinished(work_dir or Path("runs") / preset):
+        typer.echo("the generators are not trained to the end yet: the same command goes on")
+        return
     if stage in (Stage.synthesize_planes, Stage.all):
         run_stage(root, "synthesize_planes", preset, **common)
     if stage in (Stage.train_fusion, Stage.all):
@@ -239,6 +242,13 @@ def manifest_bids(
     if scheme.endswith(".tsv"):  # a manifest names a scheme's table relative to itself
         scheme = Path(os.path.relpath(scheme, output.parent)).as_posix()
     _write(build_bids(dataset_dir, seed=seed, label_scheme=scheme, label_desc=label_desc, space=space), output)
+
+
+def _unfinished(work_dir: Path) -> bool:
+    """Tell whether a generator has epochs left; the fusion net must not learn from what will still change."""
+    from trispade.engines import is_finished
+
+    return not all(is_finished(work_dir / f"spade_{plane.value}") for plane in PlaneName)
 
 
 def _write(manifest: dict[str, Any], output: Path) -> None:

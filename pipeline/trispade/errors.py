@@ -32,7 +32,7 @@ def show_input_errors_as_one_line() -> None:
     """Make an uncaught `InputError` end the program with its text and exit code 1 instead of a stack trace.
 
     ``python -m monai.bundle run`` wraps and re-raises whatever a component raises; the bundle's configs call this in
-    ``imports`` so that its users read the same line as those of the ``trispade`` command. Other errors keep
+    ``initialize`` so that its users read the same line as those of the ``trispade`` command. Other errors keep
     their trace.
     """
     previous = sys.excepthook

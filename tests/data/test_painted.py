@@ -78,5 +78,7 @@ def test_a_store_that_breaks_off_leaves_nothing_that_could_be_opened(make_case, 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(make_case, tmp_path):
     (tmp_path / "planes").write_text("a file in the way")
-    with pytest.raises(InputError, match=r"planes: expected a writable folder, got .* Set --work_dir."):
+    with pytest.raises(
+        InputError, match=r"planes: expected a writable folder with room in it, got .* set another --work_dir."
+    ):
         store(tmp_path / "planes", make_case())

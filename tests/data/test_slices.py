@@ -70,9 +70,9 @@ def test_slices_make_batches(make_case):
 
 
 @pytest.mark.parametrize("stage", ["train_spade", "train_fusion"])
-@pytest.mark.parametrize(("vocabulary", "flips"), [("structures", True), ("malc_all", False)])
-def test_the_stages_flip_only_where_the_vocabulary_merges_the_sides(stage, vocabulary, flips):
+@pytest.mark.parametrize(("scheme", "flips"), [("freesurfer", True), ("malc_all", False)])
+def test_the_stages_flip_only_where_the_vocabulary_merges_the_sides(stage, scheme, flips):
     parser = ConfigParser()
     parser.read_config(str(Path(__file__).parents[2] / "bundle" / "configs" / f"{stage}.yaml"))
-    parser["vocabulary_name"] = vocabulary
+    parser["label_scheme"] = scheme
     assert parser.get_parsed_content("train#dataset#flip") is flips

@@ -28,6 +28,7 @@ from trispade.engines import (
     StopAfter,
     TrainingState,
     constant_then_linear,
+    is_finished,
     label_map_and_t1w,
     load_checkpoint,
     planes_and_t1w,
@@ -257,7 +258,10 @@ def test_a_checkpoint_says_how_far_it_got(make_stage):
     stage = make_stage("short")
     stage.run(6)
     record = load_checkpoint(stage.folder / "last.pt")["record"]
-    assert record == {**RECORD, "iterations": 6, "epochs": 1}
+    assert record == {**RECORD, "iterations": 6, "epochs": 1, "finished": False}
+    assert not is_finished(stage.folder)
+    stage.run()
+    assert is_finished(stage.folder)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +277,9 @@ def test_a_checkpoint_says_how_far_it_got(make_stage):
 def test_a_checkpoint_of_another_run_is_one_clear_line(make_stage, changes, message):
     stage = make_stage("other")
     stage.run(1)
-    with pytest.raises(InputError, match=f"last.pt: expected a checkpoint with {message}. Use the preset") as caught:
+    with pytest.raises(
+        InputError, match=f"last.pt: expected a checkpoint with {message}. Go back to the settings"
+    ) as caught:
         stage.run(record={**RECORD, **changes})
     assert "\n" not in str(caught.value)
 
@@ -307,7 +313,7 @@ def test_the_best_state_is_kept_over_a_restart_and_a_worse_or_undefined_one_is_n
     def validated(metric, weight):
         state = TrainingState(tmp_path, {"network": network}, {}, SimpleNamespace())
         state.trainer = SimpleNamespace(
-            state=SimpleNamespace(device=torch.device("cpu"), iteration=weight, epoch_length=1)
+            state=SimpleNamespace(device=torch.device("cpu"), iteration=weight, epoch_length=1, max_epochs=9)
         )
         if (tmp_path / "last.pt").exists():
             state.resume(SimpleNamespace(state=SimpleNamespace(device=torch.device("cpu"), epoch_length=1)))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from trispade.data.entries import KEY_LENGTH, entries_of, store_entry
 from trispade.data.quantised import dequantise, quantise
 from trispade.errors import InputError, find_input_error
 from trispade.geometry import PLANES, Plane, WorkingGrid, slice_axis
@@ -185,16 +185,11 @@ def _prepare_case(
         raise InputError.of(case.case_id, "a T1w image for training", "a row without image", "Name it in the manifest.")
     sources = {"image": _describe(case.image), "label": _describe(case.label)}
     key = _key(chain, sources)
-    folder = cache_dir / f"{case.case_id}-{key[:12]}"
+    folder = cache_dir / f"{case.case_id}-{key[:KEY_LENGTH]}"
     if (folder / "case.json").exists():
         return 0
     data = transform({"case_id": case.case_id, "label_map": str(case.label), "t1w": str(case.image)})
     label_map, t1w = np.asarray(data["label_map"])[0], np.asarray(data["t1w"], dtype=np.float32)[0]
-    part = cache_dir / f".{folder.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    np.save(part / "label_map.npy", label_map)
-    np.save(part / "t1w.npy", quantise(t1w))
     record = {
         "key": key,
         "sources": sources,
@@ -204,11 +199,7 @@ def _prepare_case(
         "classes": np.unique(label_map).tolist(),
         "labelled_slices": {plane: _labelled_slices(label_map, plane) for plane in PLANES},
     }
-    (part / "case.json").write_text(json.dumps(record, indent=1))
-    part.rename(folder)
-    for stale in cache_dir.glob(f"{case.case_id}-{'?' * 12}"):
-        if stale != folder:
-            shutil.rmtree(stale)
+    store_entry(folder, {"label_map": label_map, "t1w": quantise(t1w)}, record)
     return 1
 
 
@@ -219,7 +210,7 @@ def _labelled_slices(label_map: np.ndarray, plane: Plane) -> list[int]:
 
 def _open_case(case: Case, chain: str, cache_dir: Path) -> PreparedCase:
     remedy = "Run the prepare stage."
-    for folder in cache_dir.glob(f"{case.case_id}-{'?' * 12}"):
+    for folder in entries_of(cache_dir, case.case_id):
         record = json.loads((folder / "case.json").read_text())
         sources = {
             name: _describe(path, record["sources"][name]) if path is not None else record["sources"][name]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from trispade.data.cache import PreparedCase
+from trispade.data.entries import KEY_LENGTH, entries_of, store_entry
 from trispade.data.quantised import dequantise, quantise
 from trispade.errors import InputError
 from trispade.geometry import PLANES, Plane
@@ -51,7 +51,7 @@ class PaintedCase:
 def painted_folder(planes_dir: Path, case: PreparedCase, generator_hashes: Mapping[Plane, str]) -> Path:
     """Name the folder that holds a case as painted by these generators."""
     content = "\n".join([case.key, *(generator_hashes[plane] for plane in PLANES)])
-    return planes_dir / f"{case.case_id}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    return planes_dir / f"{case.case_id}-{hashlib.sha256(content.encode()).hexdigest()[:KEY_LENGTH]}"
 
 
 def store_painted_case(folder: Path, planes: Mapping[Plane, torch.Tensor], record: Mapping[str, Any]) -> None:
@@ -65,20 +65,8 @@ def store_painted_case(folder: Path, planes: Mapping[Plane, torch.Tensor], recor
     Raises:
         InputError: if the folder cannot be written.
     """
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError.of(folder.parent, "a writable folder", reason, "Set --work_dir.") from error
-    for plane in PLANES:
-        np.save(part / f"{plane}.npy", quantise(planes[plane].float().cpu().numpy()))
-    (part / "case.json").write_text(json.dumps(dict(record), indent=1))
-    part.rename(folder)
-    for stale in folder.parent.glob(f"{folder.name[:-12]}{'?' * 12}"):
-        if stale != folder:
-            shutil.rmtree(stale)
+    stored: dict[str, np.ndarray] = {plane: quantise(planes[plane].float().cpu().numpy()) for plane in PLANES}
+    store_entry(folder, stored, record)
 
 
 def generators_of(cases: Sequence[PaintedCase]) -> dict[str, list[str]]:
@@ -96,7 +84,7 @@ def open_painted_cases(cases: Sequence[PreparedCase], planes_dir: str | Path) ->
     planes_dir = Path(planes_dir)
     painted, problems = [], []
     for case in cases:
-        found = [(f, json.loads((f / "case.json").read_text())) for f in planes_dir.glob(f"{case.case_id}-{'?' * 12}")]
+        found = [(f, json.loads((f / "case.json").read_text())) for f in entries_of(planes_dir, case.case_id)]
         current = [PaintedCase(case, folder, record) for folder, record in found if record["prepared_key"] == case.key]
         if not current:
             problems.append(f"{case.case_id}: not painted, or prepared again since. Run the synthesize_planes stage.")

@@ -13,5 +13,5 @@ from trispade.engines.handlers import (
 )
 from trispade.engines.records import check_record, describe_training
 from trispade.engines.spade_trainer import SpadeTrainer
-from trispade.engines.training_state import KeepBest, TrainingState, constant_then_linear
+from trispade.engines.training_state import KeepBest, TrainingState, constant_then_linear, is_finished
 from trispade.engines.validation import BrainPSNR

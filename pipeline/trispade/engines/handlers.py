@@ -105,14 +105,19 @@ class RecalibrateBeforeUse:
         self.num_batches = num_batches
         self.batch_size = batch_size
         self.interval = interval
+        self.changed = False
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer; attach it before the validation and the checkpoint."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._note_change)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Recalibrate the network's norms."""
+        """Recalibrate the network's norms, unless its weights are those of the last time."""
+        if not self.changed:
+            return
+        self.changed = False
         count = min(len(self.dataset), self.num_batches * self.batch_size)  # type: ignore[arg-type]
         picked = torch.linspace(0, len(self.dataset) - 1, count).long()  # type: ignore[arg-type]
         # Neighbouring slices look alike: a stride through the sample mixes positions and people in every batch.
@@ -120,6 +125,9 @@ class RecalibrateBeforeUse:
             picked[start :: max(1, count // self.batch_size)] for start in range(max(1, count // self.batch_size))
         ]
         recalibrate_norms(self.network, (self._label_maps(batch, engine.state.device) for batch in batches))
+
+    def _note_change(self, engine: Engine) -> None:
+        self.changed = True
 
     def _label_maps(self, indices: Tensor, device: torch.device) -> Tensor:
         return torch.stack([self.dataset[int(i)]["label_map"] for i in indices]).to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,33 @@ def describe_training(
         more: other plain values (plane, preset, seed).
 
     Returns:
-        Plain values: the arguments, ``people`` and ``trained_classes`` (class indices that occur in the cases).
+        Plain values: the arguments, ``people``, ``trained_classes`` (class indices that occur in the cases) and
+        ``prepared``, a hash of the prepared cases' content.
     """
     return {
         **more,
         "vocabulary": vocabulary.to_dict(),
         "architecture": dict(architecture),
         "settings": plain_settings(settings),
+        "prepared": hashlib.sha256("\n".join(sorted(case.key for case in cases)).encode()).hexdigest(),
         "people": sorted({case.person_id for case in cases}),
         "trained_classes": sorted({index for case in cases for index in case.record["classes"]}),
     }
 
 
-def check_record(path: str | Path, record: Mapping[str, Any], **expected: Any) -> None:
+def check_record(
+    path: str | Path,
+    record: Mapping[str, Any],
+    remedy: str = "Use the preset and the vocabulary that it was trained with, or train it again.",
+    **expected: Any,
+) -> None:
     """Compare a checkpoint's record with what the run expects.
+
+    Args:
+        path: of the checkpoint, for the message.
+        record: what it tells of itself.
+        remedy: last sentence of the message.
+        expected: keys and the values that they must have.
 
     Raises:
         InputError: that names what differs.
@@ -53,7 +67,7 @@ def check_record(path: str | Path, record: Mapping[str, Any], **expected: Any) -
                 path,
                 f"a checkpoint with {key} {wanted}",
                 f"another {key} of that description" if found == wanted else found,
-                "Use the preset and the vocabulary that it was trained with, or train it again.",
+                remedy,
             )
 
 

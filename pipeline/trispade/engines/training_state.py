@@ -20,7 +20,16 @@ logger = logging.getLogger(__name__)
 LAST, BEST = "last.pt", "best.pt"
 
 
-RECORD_THAT_STAYS = ("vocabulary", "architecture", "plane", "settings", "people", "batch_size", "generators")
+RECORD_THAT_STAYS = (
+    "vocabulary",
+    "architecture",
+    "plane",
+    "settings",
+    "people",
+    "prepared",
+    "batch_size",
+    "generators",
+)
 
 
 class TrainingState:
@@ -76,7 +85,8 @@ class TrainingState:
             return
         checkpoint = load_checkpoint(path)
         expected = {key: self.record[key] for key in self.must_match if key in self.record}
-        check_record(path, checkpoint.get("record", {}), **expected)
+        remedy = f"Go back to the settings, data and generators of that run, or remove {self.folder} to start anew."
+        check_record(path, checkpoint.get("record", {}), remedy, **expected)
         self._load_objects(path, checkpoint["objects"])
         engine.state.iteration = self.sampler.iteration = checkpoint["iteration"]
         engine.state.epoch = checkpoint["iteration"] // engine.state.epoch_length
@@ -124,6 +134,7 @@ class TrainingState:
                 **self.record,
                 "iterations": state.iteration,
                 "epochs": state.iteration // state.epoch_length,
+                "finished": state.iteration >= state.epoch_length * state.max_epochs,
             },
             "iteration": state.iteration,
             "best_metric": self.best_metric,
@@ -133,6 +144,12 @@ class TrainingState:
 
     def _follow(self, engine: Engine) -> None:
         self.sampler.iteration = engine.state.iteration
+
+
+def is_finished(folder: str | Path) -> bool:
+    """Tell whether the training that keeps its state in a folder has come to its last epoch."""
+    path = Path(folder) / LAST
+    return checkpoint_exists(path) and bool(load_checkpoint(path)["record"].get("finished"))
 
 
 class KeepBest:

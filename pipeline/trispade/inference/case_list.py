@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trispade.errors import InputError
+from trispade.inference.model_files import read_model_record
 from trispade.labels import LabelScheme
 from trispade.manifests import Case, Manifest, read_manifest
 from trispade.transforms import output_files
@@ -96,13 +97,27 @@ def _case_id(path: Path, joiner: str | None = None) -> str:
     return name
 
 
-def list_pairs(manifest: Manifest, splits: Sequence[str]) -> list[dict[str, Any]]:
+def list_pairs(manifest: Manifest, splits: Sequence[str], model_file: str | Path) -> list[dict[str, Any]]:
     """List the scans to evaluate on: ``{"case_id", "person_id", "image" (label map), "t1w"}``, paths as text.
 
+    Args:
+        manifest: whose cases they are.
+        splits: names of splits.
+        model_file: the model that is evaluated.
+
     Raises:
-        InputError: if no case of these splits has a scan.
+        InputError: if no case of these splits has a scan, or if the model was trained on one of their people.
     """
     cases = _some(manifest, [case for case in manifest.select(splits) if case.image is not None])
+    parts = read_model_record(model_file).get("training", {}).values()
+    seen = {case.person_id for case in cases} & {person for part in parts for person in part.get("people", ())}
+    if seen:
+        raise InputError.of(
+            manifest.path,
+            "people whom the model has not seen",
+            f"{', '.join(sorted(seen))}, on whom {model_file} was trained",
+            "Choose other --splits, or a model that was trained on other people.",
+        )
     return [{"case_id": c.case_id, "person_id": c.person_id, "image": str(c.label), "t1w": str(c.image)} for c in cases]
 
 

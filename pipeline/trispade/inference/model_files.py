@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from trispade import __version__
+from trispade.data import plain_settings
 from trispade.engines import check_record, checkpoint_exists, hash_tensors, load_checkpoint, save_checkpoint
 from trispade.errors import InputError
 from trispade.geometry import PLANES, Plane
@@ -35,6 +36,7 @@ def export_model(
     vocabulary: Vocabulary,
     architecture: Mapping[str, Any],
     fusion_architecture: Mapping[str, Any],
+    settings: Mapping[str, Any],
     dtype: str,
 ) -> str:
     """Assemble three trained generators and the fusion net into the model that inference loads.
@@ -48,22 +50,22 @@ def export_model(
         vocabulary: that all parts must have.
         architecture: of the generators.
         fusion_architecture: of the fusion net.
+        settings: of the prepared cache that all parts must have been trained on.
         dtype: of the stored weights, ``float16`` or ``float32``.
 
     Returns:
         One line that says what was written.
 
     Raises:
-        InputError: if a part is missing or torn, or belongs to another vocabulary or preset, or if the fusion net has
-            learnt from the volumes of other generators.
+        InputError: if a part is missing or torn, or belongs to another vocabulary or preset, if the fusion net has
+            learnt from the volumes of other generators, or if there is a model of another preset at ``model_file``.
     """
+    paths = {plane: find_checkpoints(checkpoints_dir, plane, generator_checkpoint)[0] for plane in PLANES}
     generators = {
-        plane: load_generator(
-            find_checkpoints(checkpoints_dir, plane, generator_checkpoint)[0], plane, vocabulary, architecture, "cpu"
-        )
-        for plane in PLANES
+        plane: load_generator(path, plane, vocabulary, architecture, settings, "cpu") for plane, path in paths.items()
     }
-    fusion = _load_fusion(Path(fusion_dir) / fusion_checkpoint, vocabulary, fusion_architecture, generators)
+    fusion = _load_fusion(Path(fusion_dir) / fusion_checkpoint, vocabulary, fusion_architecture, settings, generators)
+    _keep_other_presets(model_file, str(fusion["record"].get("preset")))
     trained = sorted(set.intersection(*(set(g.record["trained_classes"]) for g in generators.values())))
     model = assemble(
         {plane: generator.network.state_dict() for plane, generator in generators.items()},
@@ -79,6 +81,8 @@ def export_model(
         "vocabulary": vocabulary.to_dict(),
         "architecture": dict(architecture),
         "fusion_architecture": dict(fusion_architecture),
+        "spacing_mm": settings["spacing_mm"],
+        "closing_mm": settings["closing_mm"],
         "trained_classes": trained,
         "training": {
             **{f"generator_{plane}": _training(g.record) for plane, g in generators.items()},
@@ -94,17 +98,32 @@ def export_model(
 
 
 def load_model(
-    network: TriplanarSynthesizer, model_file: str | Path, vocabulary: Vocabulary, device: torch.device | str
+    network: TriplanarSynthesizer,
+    model_file: str | Path,
+    vocabulary: Vocabulary,
+    spacing_mm: float,
+    closing_mm: float,
+    device: torch.device | str,
 ) -> TriplanarSynthesizer:
     """Load the trained weights into a synthesizer and bring it to a device, in eval mode.
 
+    Args:
+        network: of the architecture that the weights were trained with.
+        model_file: the state dict; what the JSON beside it says is compared with the other arguments.
+        vocabulary: of the label maps.
+        spacing_mm: edge of a working voxel.
+        closing_mm: radius of the ball that closes the brain mask.
+        device: where it goes.
+
     Raises:
-        InputError: if the file is missing or torn, or belongs to another vocabulary or preset.
+        InputError: if the file is missing or torn, or belongs to another vocabulary, preset or voxel size.
     """
     state = load_checkpoint(model_file)
     record = read_model_record(model_file)
     if record:
-        check_record(model_file, record, vocabulary=vocabulary.to_dict())
+        remedy = "Use the preset, the voxel size and the vocabulary that it was trained with."
+        expected = {"vocabulary": vocabulary.to_dict(), "spacing_mm": spacing_mm, "closing_mm": closing_mm}
+        check_record(model_file, record, remedy, **expected)
     else:
         logger.warning("%s: no .json beside it, so nothing tells whether its vocabulary is this one", model_file)
     load_weights(network, state, str(model_file))
@@ -146,6 +165,7 @@ def _load_fusion(
     path: Path,
     vocabulary: Vocabulary,
     architecture: Mapping[str, Any],
+    settings: Mapping[str, Any],
     generators: Mapping[Plane, TrainedGenerator],
 ) -> dict[str, Any]:
     if not checkpoint_exists(path):
@@ -153,9 +173,9 @@ def _load_fusion(
     fusion = load_checkpoint(path)
     record = fusion.get("record", {})
     check_record(path, record, vocabulary=vocabulary.to_dict(), architecture=dict(architecture))
+    check_record(path, record, settings=plain_settings(settings))
     for plane, generator in generators.items():
-        # Checkpoints of the first runs do not tell whose volumes they learnt from.
-        if "generators" in record and generator.hash not in record["generators"][plane]:
+        if generator.hash not in record["generators"][plane]:
             raise InputError.of(
                 path,
                 f"a fusion net that learnt from the present {plane} generator",
@@ -163,6 +183,14 @@ def _load_fusion(
                 f"Run synthesize_planes, remove {path.parent}, and run train_fusion.",
             )
     return fusion
+
+
+def _keep_other_presets(model_file: str | Path, preset: str) -> None:
+    there = describe_model(model_file)["preset"]
+    if there not in (None, preset):
+        raise InputError.of(
+            model_file, f"nothing, or a model of preset {preset}", f"one of {there}", "Move it, or set --model_file."
+        )
 
 
 def _fusion_arguments(architecture: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class PlaneSynthesis:
         planes_dir: where the volumes go.
         vocabulary: that the generators must have.
         architecture: that the generators must have.
+        settings: of the prepared cache that the generators must have been trained on.
         device: where to paint.
         batch_size: slices at a time.
         amp: autocast to bfloat16.
@@ -44,6 +45,7 @@ class PlaneSynthesis:
         planes_dir: str | Path,
         vocabulary: Vocabulary,
         architecture: Mapping[str, Any],
+        settings: Mapping[str, Any],
         device: torch.device | str,
         batch_size: int,
         amp: bool,
@@ -55,7 +57,7 @@ class PlaneSynthesis:
         self.amp = amp
         self.generators: dict[Plane, list[TrainedGenerator]] = {
             plane: [
-                load_generator(path, plane, vocabulary, architecture, device)
+                load_generator(path, plane, vocabulary, architecture, settings, device)
                 for path in find_checkpoints(checkpoints_dir, plane, checkpoint_name)
             ]
             for plane in PLANES

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trispade.data import plain_settings
 from trispade.engines import check_record, checkpoint_exists, hash_tensors, load_checkpoint
 from trispade.errors import InputError
 from trispade.labels import Vocabulary
@@ -39,9 +40,22 @@ class TrainedGenerator:
 
 
 def load_generator(
-    path: str | Path, plane: str, vocabulary: Vocabulary, architecture: Mapping[str, Any], device: torch.device | str
+    path: str | Path,
+    plane: str,
+    vocabulary: Vocabulary,
+    architecture: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    device: torch.device | str,
 ) -> TrainedGenerator:
     """Load the generator of a ``train_spade`` checkpoint.
+
+    Args:
+        path: of the checkpoint.
+        plane: that it must be of.
+        vocabulary: that it must have.
+        architecture: that it must have.
+        settings: of the prepared cache that it must have been trained on.
+        device: where it goes.
 
     Raises:
         InputError: if the checkpoint is missing or torn, or belongs to another plane, vocabulary or preset.
@@ -49,6 +63,7 @@ def load_generator(
     checkpoint = load_checkpoint(path)
     record = checkpoint.get("record", {})
     check_record(path, record, plane=plane, vocabulary=vocabulary.to_dict(), architecture=dict(architecture))
+    check_record(path, record, settings=plain_settings(settings))
     network = SpadeGenerator(num_classes=vocabulary.num_classes, out_channels=1, **architecture)
     network.load_state_dict(checkpoint["objects"]["generator"])
     fold_spectral_norm(network).requires_grad_(False).to(device)

@@ -5,4 +5,4 @@ from __future__ import annotations
 from trispade.losses.adversarial import DiscriminatorHingeLoss, GeneratorHingeLoss
 from trispade.losses.feature_matching import FeatureMatchingLoss
 from trispade.losses.kld import StyleDivergence
-from trispade.losses.perceptual import PerceptualLoss
+from trispade.losses.perceptual import PerceptualLoss, perceptual_loss

@@ -54,6 +54,11 @@ class Vgg19Features(nn.Module):
         return taken
 
 
+def perceptual_loss(weights_path: str | Path | None, device: torch.device | str) -> PerceptualLoss | None:
+    """Build the perceptual loss on a device if there are weights for it; None, for training without it, if not."""
+    return None if weights_path is None else PerceptualLoss(weights_path).to(device)
+
+
 class PerceptualLoss(nn.Module):
     """Weighted L1 distance of VGG19's features; the network is frozen and the real features are a fixed target.
 
