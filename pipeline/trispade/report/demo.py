@@ -18,8 +18,8 @@ from trispade.report.figure import save_triplanar_figure
 from trispade.transforms import output_files
 
 NUM_PEOPLE = 8
-SPADE_EPOCHS = 12
-FUSION_EPOCHS = 16
+SPADE_EPOCHS = 10
+FUSION_EPOCHS = 8
 
 
 def run_demo(bundle: Path, folder: str | Path) -> tuple[Path, Path]:
