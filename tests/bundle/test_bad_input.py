@@ -140,6 +140,10 @@ def test_a_model_of_another_vocabulary_or_preset_is_one_clear_line(study, output
         output_of(study.label_map(), ngf=8)
     with pytest.raises(InputError, match=r"expected a checkpoint with vocabulary 'malc_all' of .* got 'structures'"):
         output_of(study.label_map(), label_scheme="malc_all")
+    with pytest.raises(
+        InputError, match=r"model.pt: expected a checkpoint with spacing_mm 2.0, got 4.0. Use the preset"
+    ):
+        output_of(study.label_map(), spacing_mm=2.0)
     assert written(tmp_path / "out") == []
 
 
@@ -201,6 +205,15 @@ def test_bad_scans_are_listed_when_evaluation_comes_to_them(study, data, tmp_pat
     assert headline == "2 of 2 cases failed:"
     assert "sub-04_T1w.nii.gz: expected finite intensities, got 1 voxels that are NaN or infinite" in lines[0]
     assert "sub-05_T1w.nii.gz: expected the affine of" in lines[1]
+    assert not (tmp_path / "evaluation" / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize(("split", "person"), [("gan_train", "01, 02"), ("fusion_train", "03")])
+def test_evaluation_refuses_people_whom_the_model_was_trained_on(study, tmp_path, split, person):
+    with pytest.raises(
+        InputError, match=rf"expected people whom the model has not seen, got {person}, on whom .*model.pt"
+    ):
+        study.run("evaluate", splits=[split, "test"], output_dir=tmp_path / "evaluation")
     assert not (tmp_path / "evaluation" / "metrics.csv").exists()
 
 

@@ -126,9 +126,19 @@ def test_the_boxes_of_the_presets_are_multiples_of_32(preset):
 def test_values_that_stages_share_are_the_same_in_all_of_them(stage):
     own = {"label_scheme", "splits", "train_splits", "val_interval"}
     config = {key: value for key, value in read(stage).items() if is_plain(value) and key not in own}
-    for other in map(read, STAGES):
+    for name in STAGES:
+        other = read(name)
         shared = {key for key in config.keys() & other.keys() if is_plain(other[key])}
+        if (stage == "inference") != (name == "inference"):
+            shared -= {"dataset_dir"}
         assert {key: config[key] for key in shared} == {key: other[key] for key in shared}
+
+
+def test_inference_takes_a_manifests_own_folder_and_all_other_stages_name_one():
+    folders = {stage: read(stage)["dataset_dir"] for stage in STAGES if "dataset_dir" in read(stage)}
+    assert folders.pop("inference") is None
+    assert folders
+    assert all(isinstance(folder, str) for folder in folders.values())
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -12,11 +12,13 @@ from torch import nn
 
 from trispade.engines import save_checkpoint
 from trispade.geometry import PLANES
+from trispade.inference import load_generator
 from trispade.labels import LabelClass, Vocabulary
 from trispade.networks import FusionNet, SpadeGenerator
 
 ARCHITECTURE = {"ngf": 2, "hidden": 4, "max_channels": 8}
 FUSION_ARCHITECTURE = {"channels": [2, 3, 4], "norm": "none", "residual": False}
+SETTINGS = {"spacing_mm": 1.0, "box": [32, 32, 32], "closing_mm": 5.0}
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +59,7 @@ def write_generator(
             "preset": "tiny",
             "vocabulary": vocabulary.to_dict(),
             "architecture": ARCHITECTURE,
+            "settings": SETTINGS,
             "people": list(people),
             "trained_classes": list(trained),
         }
@@ -68,16 +71,35 @@ def write_generator(
 
 
 @pytest.fixture
+def write_fusion(
+    tmp_path: Path, vocabulary: Vocabulary, enliven: Callable[[nn.Module], nn.Module]
+) -> Callable[..., nn.Module]:
+    """Write the checkpoint of a ``train_fusion`` run on volumes of the generators that are there; gives its net."""
+
+    def generator_hash(plane: str) -> str:
+        path = tmp_path / f"spade_{plane}" / "last.pt"
+        return load_generator(path, plane, vocabulary, ARCHITECTURE, SETTINGS, "cpu").hash
+
+    def write(**record: Any) -> nn.Module:
+        fusion = enliven(FusionNet(3, 1, **FUSION_ARCHITECTURE)).eval()
+        described = {
+            "preset": "tiny",
+            "vocabulary": vocabulary.to_dict(),
+            "architecture": FUSION_ARCHITECTURE,
+            "settings": SETTINGS,
+            "people": ["p3"],
+            "generators": {plane: [generator_hash(plane)] for plane in PLANES},
+        }
+        content = {"objects": {"network": fusion.state_dict()}, "record": {**described, **record}}
+        save_checkpoint(content, tmp_path / "fusion" / "last.pt")
+        return fusion
+
+    return write
+
+
+@pytest.fixture
 def trained_parts(
-    tmp_path: Path,
-    vocabulary: Vocabulary,
-    write_generator: Callable[..., nn.Module],
-    enliven: Callable[[nn.Module], nn.Module],
+    write_generator: Callable[..., nn.Module], write_fusion: Callable[..., nn.Module]
 ) -> dict[str, nn.Module]:
     """Three generators and a fusion net, whose checkpoints lie in ``tmp_path``."""
-    parts = {plane: write_generator(plane) for plane in PLANES}
-    fusion = enliven(FusionNet(3, 1, **FUSION_ARCHITECTURE)).eval()
-    record = {"preset": "tiny", "vocabulary": vocabulary.to_dict(), "architecture": FUSION_ARCHITECTURE}
-    content = {"objects": {"network": fusion.state_dict()}, "record": {**record, "people": ["p3"]}}
-    save_checkpoint(content, tmp_path / "fusion" / "last.pt")
-    return {**parts, "fusion": fusion}
+    return {**{plane: write_generator(plane) for plane in PLANES}, "fusion": write_fusion()}

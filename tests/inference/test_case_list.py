@@ -95,15 +95,29 @@ def test_splits_without_a_case_are_an_input_error(manifest_file):
         list_label_maps(manifest_file, splits=["fusion_train"])
     manifest = read_manifest(manifest_file, manifest_file.parent, check_files=False)
     with pytest.raises(InputError, match=r"m.json: expected cases in the chosen splits, got none. Choose other"):
-        list_pairs(manifest, ["fusion_train"])
+        list_pairs(manifest, ["fusion_train"], manifest_file.parent / "model.pt")
 
 
 def test_pairs_are_the_cases_that_have_a_scan(manifest_file):
     manifest = read_manifest(manifest_file, manifest_file.parent, check_files=False)
     folder = manifest_file.parent
-    assert list_pairs(manifest, ["test"]) == [
+    assert list_pairs(manifest, ["test"], folder / "model.pt") == [
         {"case_id": "c3", "person_id": "p3", "image": str(folder / "3.nii"), "t1w": str(folder / "3_T1w.nii")}
     ]
+
+
+@pytest.mark.parametrize("part", ["generator_coronal", "fusion"])
+def test_evaluation_refuses_people_whom_any_part_of_the_model_was_trained_on(manifest_file, part):
+    manifest = read_manifest(manifest_file, manifest_file.parent, check_files=False)
+    training = {name: {"people": ["p0"]} for name in ("generator_axial", "generator_coronal", "fusion")}
+    training[part] = {"people": ["p0", "p3"]}
+    model_file = manifest_file.parent / "model.pt"
+    model_file.with_suffix(".json").write_text(json.dumps({"training": training}))
+    with pytest.raises(
+        InputError, match=r"m.json: expected people whom the model has not seen, got p3, on whom .*model.pt"
+    ):
+        list_pairs(manifest, ["val", "test"], model_file)
+    assert names(list_pairs(manifest, ["val"], model_file)) == ["c1"]
 
 
 def test_only_cases_with_volume_and_sidecar_count_as_finished(tmp_path):

@@ -10,12 +10,13 @@ import torch
 from trispade.engines import hash_tensors, load_checkpoint, save_checkpoint
 from trispade.errors import InputError
 from trispade.geometry import PLANES
-from trispade.inference import describe_model, export_model, load_generator, load_model, read_model_record
+from trispade.inference import describe_model, export_model, load_model, read_model_record
 from trispade.labels import Vocabulary
 from trispade.networks import TriplanarSynthesizer
 
 ARCHITECTURE = {"ngf": 2, "hidden": 4, "max_channels": 8}
 FUSION_ARCHITECTURE = {"channels": [2, 3, 4], "norm": "none", "residual": False}
+SETTINGS = {"spacing_mm": 1.0, "box": [32, 32, 32], "closing_mm": 5.0}
 
 
 def export(folder: Path, vocabulary: Vocabulary, dtype: str = "float32", **changes) -> Path:
@@ -28,6 +29,7 @@ def export(folder: Path, vocabulary: Vocabulary, dtype: str = "float32", **chang
         "vocabulary": vocabulary,
         "architecture": ARCHITECTURE,
         "fusion_architecture": FUSION_ARCHITECTURE,
+        "settings": SETTINGS,
         "dtype": dtype,
     }
     export_model(**{**options, **changes})
@@ -38,8 +40,10 @@ def synthesizer(num_classes: int = 4, **changes) -> TriplanarSynthesizer:
     return TriplanarSynthesizer(num_classes, **{**ARCHITECTURE, **changes}, fusion_channels=(2, 3, 4))
 
 
-def load(model_file: Path, vocabulary: Vocabulary, **changes) -> TriplanarSynthesizer:
-    return load_model(synthesizer(**changes), model_file, vocabulary, "cpu")
+def load(
+    model_file: Path, vocabulary: Vocabulary, spacing_mm: float = 1.0, closing_mm: float = 5.0, **changes
+) -> TriplanarSynthesizer:
+    return load_model(synthesizer(**changes), model_file, vocabulary, spacing_mm, closing_mm, "cpu")
 
 
 @pytest.fixture
@@ -62,9 +66,10 @@ def test_a_model_that_was_exported_and_loaded_paints_and_fuses_as_its_trained_pa
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_only_classes_that_all_generators_know_count_as_trained(trained_parts, write_generator, tmp_path, vocabulary):
-    for plane in ("axial", "sagittal"):
-        write_generator(plane, trained=(0, 1, 2, 3))
+def test_only_classes_that_all_generators_know_count_as_trained(write_generator, write_fusion, tmp_path, vocabulary):
+    for plane in PLANES:
+        write_generator(plane, trained=(0, 1, 2) if plane == "coronal" else (0, 1, 2, 3))
+    write_fusion()
     model_file = export(tmp_path, vocabulary)
     assert read_model_record(model_file)["trained_classes"] == [0, 1, 2]
     assert load(model_file, vocabulary).class_table.tolist() == [0, 1, 2, 2]
@@ -76,6 +81,7 @@ def test_the_record_beside_the_weights_says_what_they_are(model_file, vocabulary
     assert Vocabulary.from_dict(record["vocabulary"]) == vocabulary
     assert record["architecture"] == ARCHITECTURE
     assert record["fusion_architecture"] == FUSION_ARCHITECTURE
+    assert (record["spacing_mm"], record["closing_mm"]) == (1.0, 5.0)
     assert record["training"]["generator_coronal"]["people"] == ["p1", "p2"]
     assert record["training"]["fusion"]["people"] == ["p3"]
     assert describe_model(model_file) == {"file": "model.pt", "sha256": record["sha256"], "preset": "tiny"}
@@ -93,12 +99,13 @@ def test_float16_weights_give_almost_the_same_volume_at_half_the_size(trained_pa
     assert {state[name].dtype for name, _ in halved.named_parameters()} == {torch.float16}
 
 
-def test_running_statistics_beyond_float16_survive(trained_parts, tmp_path, vocabulary):
+def test_running_statistics_beyond_float16_survive(trained_parts, write_fusion, tmp_path, vocabulary):
     path = tmp_path / "spade_axial" / "last.pt"
     content = load_checkpoint(path)
     name = next(name for name in content["objects"]["generator"] if name.endswith("running_var"))
     content["objects"]["generator"][name].fill_(1e6)
     save_checkpoint(content, path)
+    write_fusion()
     network = load(export(tmp_path, vocabulary, "float16"), vocabulary)
     assert (network.state_dict()[f"generators.axial.{name}"] == 1e6).all()
 
@@ -124,23 +131,50 @@ def test_parts_of_another_vocabulary_or_preset_are_not_assembled(trained_parts, 
         export(tmp_path, vocabulary, fusion_architecture={**FUSION_ARCHITECTURE, "residual": True})
     with pytest.raises(InputError, match=r"expected a checkpoint with vocabulary 'other'"):
         export(tmp_path, dataclasses.replace(vocabulary, name="other"))
+    with pytest.raises(
+        InputError, match=r"spade_axial/last.pt: expected a checkpoint with settings .*'closing_mm': 3.0"
+    ):
+        export(tmp_path, vocabulary, settings={**SETTINGS, "closing_mm": 3.0})
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_fusion_net_of_other_settings_is_not_assembled(trained_parts, write_fusion, tmp_path, vocabulary):
+    write_fusion(settings={**SETTINGS, "spacing_mm": 2.0})
+    with pytest.raises(InputError, match=r"fusion/last.pt: expected a checkpoint with settings .*'spacing_mm': 1.0"):
+        export(tmp_path, vocabulary)
     assert not (tmp_path / "models").exists()
 
 
 def test_a_fusion_net_that_learnt_from_other_generators_is_not_assembled(
     trained_parts, write_generator, tmp_path, vocabulary
 ):
-    path = tmp_path / "fusion" / "last.pt"
-    content = load_checkpoint(path)
-    content["record"]["generators"] = {
-        plane: [load_generator(tmp_path / f"spade_{plane}" / "last.pt", plane, vocabulary, ARCHITECTURE, "cpu").hash]
-        for plane in PLANES
-    }
-    save_checkpoint(content, path)
     assert export(tmp_path, vocabulary).exists()
     write_generator("coronal")
     with pytest.raises(InputError, match=r"from the present coronal generator, got one that learnt from another. Run"):
         export(tmp_path, vocabulary)
+
+
+def test_a_model_of_another_preset_is_not_overwritten(
+    trained_parts, write_fusion, write_generator, tmp_path, vocabulary
+):
+    model_file = export(tmp_path, vocabulary)
+    before = [file.read_bytes() for file in (model_file, model_file.with_suffix(".json"))]
+    for plane in PLANES:
+        write_generator(plane, preset="other")
+    write_fusion(preset="other")
+    with pytest.raises(
+        InputError,
+        match=r"model.pt: expected nothing, or a model of preset other, got one of tiny. Move it, or set --m",
+    ):
+        export(tmp_path, vocabulary)
+    assert [file.read_bytes() for file in (model_file, model_file.with_suffix(".json"))] == before
+    assert export(tmp_path, vocabulary, model_file=tmp_path / "models" / "other.pt").exists()
+
+
+def test_a_model_of_the_same_preset_is_replaced(trained_parts, write_fusion, tmp_path, vocabulary):
+    first = read_model_record(export(tmp_path, vocabulary))["sha256"]
+    write_fusion()
+    assert read_model_record(export(tmp_path, vocabulary))["sha256"] != first
 
 
 def test_weights_are_stored_in_one_of_two_types(trained_parts, tmp_path, vocabulary):
@@ -163,6 +197,19 @@ def test_a_model_of_another_preset_is_one_clear_line(model_file, vocabulary, cha
     ) as caught:
         load(model_file, vocabulary, **changes)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_another_spacing_or_brain_mask_is_one_clear_line(model_file, vocabulary):
+    with pytest.raises(
+        InputError,
+        match=r"model.pt: expected a checkpoint with spacing_mm 2.0, got 1.0. Use the preset, the voxel size",
+    ) as caught:
+        load(model_file, vocabulary, spacing_mm=2.0)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(
+        InputError, match=r"model.pt: expected a checkpoint with closing_mm 3.0, got 5.0. Use the preset"
+    ):
+        load(model_file, vocabulary, closing_mm=3.0)
 
 
 def test_a_training_checkpoint_is_not_taken_for_a_model(model_file, tmp_path, vocabulary):
@@ -205,3 +252,12 @@ def test_weights_without_a_record_are_loaded_with_a_warning(model_file, vocabula
 
 def test_the_record_is_plain_json(model_file):
     assert json.loads(model_file.with_suffix(".json").read_text()) == read_model_record(model_file)
+
+
+def test_a_fusion_net_that_corrects_is_not_taken_for_one_that_paints_anew(model_file, vocabulary):
+    record_file = model_file.with_suffix(".json")
+    record = json.loads(record_file.read_text())
+    record["fusion_architecture"]["residual"] = not record["fusion_architecture"]["residual"]
+    record_file.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="expected a checkpoint with residual"):
+        load(model_file, vocabulary)

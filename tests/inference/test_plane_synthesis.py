@@ -9,6 +9,7 @@ from trispade.geometry import PLANES
 from trispade.inference import PlaneSynthesis
 
 ARCHITECTURE = {"ngf": 2, "hidden": 4, "max_channels": 8}
+SETTINGS = {"spacing_mm": 1.0, "box": [32, 32, 32], "closing_mm": 5.0}
 
 
 @pytest.fixture
@@ -20,6 +21,7 @@ def synthesis(tmp_path, vocabulary):
             "planes_dir": tmp_path / "planes",
             "vocabulary": vocabulary,
             "architecture": ARCHITECTURE,
+            "settings": SETTINGS,
             "device": "cpu",
             "batch_size": 16,
             "amp": False,
@@ -92,5 +94,10 @@ def test_a_plane_without_a_generator_is_known_at_once(make_case, write_generator
 
 def test_generators_of_another_preset_are_refused(make_case, write_generator, synthesis):
     write_generator("axial")
+    case = make_case()
     with pytest.raises(InputError, match="expected a checkpoint with architecture"):
-        synthesis(make_case(), architecture={**ARCHITECTURE, "hidden": 5})
+        synthesis(case, architecture={**ARCHITECTURE, "hidden": 5})
+    with pytest.raises(
+        InputError, match=r"expected a checkpoint with settings {'spacing_mm': 2.0, .*'spacing_mm': 1.0"
+    ):
+        synthesis(case, settings={**SETTINGS, "spacing_mm": 2.0})

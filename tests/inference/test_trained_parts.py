@@ -11,11 +11,12 @@ from trispade.inference import load_generator
 from trispade.inference.trained_parts import find_checkpoints
 
 ARCHITECTURE = {"ngf": 2, "hidden": 4, "max_channels": 8}
+SETTINGS = {"spacing_mm": 1.0, "box": [32, 32, 32], "closing_mm": 5.0}
 
 
 def test_a_loaded_generator_paints_what_the_trained_one_does(tmp_path, vocabulary, write_generator):
     trained = write_generator("axial")
-    loaded = load_generator(tmp_path / "spade_axial" / "last.pt", "axial", vocabulary, ARCHITECTURE, "cpu")
+    loaded = load_generator(tmp_path / "spade_axial" / "last.pt", "axial", vocabulary, ARCHITECTURE, SETTINGS, "cpu")
     slices = torch.randint(0, 4, (2, 1, 32, 64))
     with torch.no_grad():
         torch.testing.assert_close(loaded.network(slices), trained(slices), atol=1e-5, rtol=1e-4)
@@ -28,7 +29,7 @@ def test_a_class_without_training_data_is_redirected(tmp_path, vocabulary, write
     write_generator("axial", trained=(0, 1, 2))
     write_generator("coronal", trained=(0, 1, 2, 3))
     tables = [
-        load_generator(path, plane, vocabulary, ARCHITECTURE, "cpu").class_table.tolist()
+        load_generator(path, plane, vocabulary, ARCHITECTURE, SETTINGS, "cpu").class_table.tolist()
         for plane in ("axial", "coronal")
         for path in find_checkpoints(tmp_path, plane, "last.pt")
     ]
@@ -38,14 +39,14 @@ def test_a_class_without_training_data_is_redirected(tmp_path, vocabulary, write
 def test_a_class_that_nothing_can_stand_in_for_is_an_input_error(tmp_path, vocabulary, write_generator):
     write_generator("axial", trained=(0, 1))
     with pytest.raises(InputError, match="expected training data for each class or one of its ancestors"):
-        load_generator(tmp_path / "spade_axial" / "last.pt", "axial", vocabulary, ARCHITECTURE, "cpu")
+        load_generator(tmp_path / "spade_axial" / "last.pt", "axial", vocabulary, ARCHITECTURE, SETTINGS, "cpu")
 
 
 def test_the_hash_tells_weights_and_class_tables_apart(tmp_path, vocabulary, write_generator):
     path = tmp_path / "spade_axial" / "last.pt"
 
     def load() -> str:
-        return load_generator(path, "axial", vocabulary, ARCHITECTURE, "cpu").hash
+        return load_generator(path, "axial", vocabulary, ARCHITECTURE, SETTINGS, "cpu").hash
 
     write_generator("axial")
     first = load()
@@ -63,18 +64,28 @@ def test_a_checkpoint_of_another_plane_vocabulary_or_preset_is_one_clear_line(tm
     write_generator("axial")
     path = tmp_path / "spade_axial" / "last.pt"
     with pytest.raises(InputError, match=r"last.pt: expected a checkpoint with plane 'coronal', got 'axial'. Use the"):
-        load_generator(path, "coronal", vocabulary, ARCHITECTURE, "cpu")
+        load_generator(path, "coronal", vocabulary, ARCHITECTURE, SETTINGS, "cpu")
     with pytest.raises(InputError, match=r"expected a checkpoint with architecture .*'ngf': 3.*, got .*'ngf': 2"):
-        load_generator(path, "axial", vocabulary, {**ARCHITECTURE, "ngf": 3}, "cpu")
+        load_generator(path, "axial", vocabulary, {**ARCHITECTURE, "ngf": 3}, SETTINGS, "cpu")
     other = dataclasses.replace(vocabulary, name="other")
     with pytest.raises(InputError, match=r"vocabulary 'other' of 4 classes, got 'tiny' of 4 classes. Use the preset"):
-        load_generator(path, "axial", other, ARCHITECTURE, "cpu")
+        load_generator(path, "axial", other, ARCHITECTURE, SETTINGS, "cpu")
+
+
+@pytest.mark.parametrize("change", [{"spacing_mm": 2.0}, {"box": [64, 32, 32]}, {"closing_mm": 3.0}])
+def test_a_generator_of_other_settings_is_one_clear_line(tmp_path, vocabulary, write_generator, change):
+    write_generator("axial")
+    path = tmp_path / "spade_axial" / "last.pt"
+    with pytest.raises(
+        InputError, match=r"last.pt: expected a checkpoint with settings {.*}, got {.*}. Use the preset"
+    ):
+        load_generator(path, "axial", vocabulary, ARCHITECTURE, {**SETTINGS, **change}, "cpu")
 
 
 def test_a_checkpoint_of_something_else_is_one_clear_line(tmp_path, vocabulary):
     save_checkpoint({"weight": torch.zeros(2)}, tmp_path / "last.pt")
     with pytest.raises(InputError, match="expected a checkpoint with plane 'axial', got None"):
-        load_generator(tmp_path / "last.pt", "axial", vocabulary, ARCHITECTURE, "cpu")
+        load_generator(tmp_path / "last.pt", "axial", vocabulary, ARCHITECTURE, SETTINGS, "cpu")
 
 
 def test_checkpoints_of_cross_fitting_come_after_the_one_trained_on_all(tmp_path, write_generator):

@@ -124,6 +124,8 @@ def load_model(
         remedy = "Use the preset, the voxel size and the vocabulary that it was trained with."
         expected = {"vocabulary": vocabulary.to_dict(), "spacing_mm": spacing_mm, "closing_mm": closing_mm}
         check_record(model_file, record, remedy, **expected)
+        # The shapes of the weights do not tell whether the fusion net corrects the mean of the planes.
+        check_record(model_file, record["fusion_architecture"], remedy, residual=network.fusion.residual)
     else:
         logger.warning("%s: no .json beside it, so nothing tells whether its vocabulary is this one", model_file)
     load_weights(network, state, str(model_file))
@@ -186,7 +188,7 @@ def _load_fusion(
 
 
 def _keep_other_presets(model_file: str | Path, preset: str) -> None:
-    there = describe_model(model_file)["preset"]
+    there = read_model_record(model_file).get("training", {}).get("fusion", {}).get("preset")
     if there not in (None, preset):
         raise InputError.of(
             model_file, f"nothing, or a model of preset {preset}", f"one of {there}", "Move it, or set --model_file."
