@@ -65,6 +65,7 @@ class Comparison:
         self.rows: list[dict[str, Any]] = []
         pairs = ((case.label_map(), case.t1w().numpy()) for case in self.training_cases)
         known = {index for case in self.training_cases for index in case.record["classes"]}
+        known |= {index for index, each in enumerate(self.vocabulary.classes) if each.parent is None}
         # A class without training data takes its parent's mean, as it takes its parent's weights in the networks.
         self.means = class_means(pairs, self.vocabulary.num_classes)[self.vocabulary.fallback_table(known)]
 
