@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The short run of docs/first_run.md: every stage on MALC 2012 with the compact widths at 2 mm, about two hours of two cores.
+# The short run of docs/first_run.md: every stage on MALC 2012 with the compact widths at 2 mm, one to two hours of two cores.
 #   benchmarks/short_run.sh "$MALC2012"
 # After a stop, the same command goes on.
 set -euo pipefail
