@@ -108,6 +108,13 @@ def test_a_row_may_have_no_image_and_takes_the_licence_of_the_whole(read: Callab
     assert case.licence == "CC0"
 
 
+def test_a_row_may_tell_age_and_sex(read: Callable[..., Manifest], content: Content):
+    content["test"][0].update(age=29.5, sex="F")
+    case, other = read(content).select(["test"])[0], read(content).select(["gan_train"])[0]
+    assert (case.age, case.sex) == (29.5, "F")
+    assert (other.age, other.sex) == (None, None)
+
+
 def test_a_scheme_given_by_the_caller_goes_before_the_one_in_the_file(read: Callable[..., Manifest], content: Content):
     scheme = load_scheme("neuromorphometrics")
     assert read(content, scheme=scheme).label_scheme is scheme
@@ -145,6 +152,8 @@ FAULTS = [
     (set_row("test", split="val"), r"expected split 'val' under 'validation', got it under 'test'. Move the row"),
     (set_row("training", fold="one"), r"expected a whole number >= 0 or null under 'fold', got 'one'"),
     (set_row("training", fold=-1), r"under 'fold', got -1"),
+    (set_row("test", age="29"), r"expected years from 0 to 130 or null under 'age', got '29'"),
+    (set_row("test", age=290), r"expected years from 0 to 130 or null under 'age', got 290"),
     (set_row("training", case_id="../a"), r"expected a case_id of letters.*got '../a'"),
     (set_row("test", case_id="scan-a"), r"case_id 'scan-a': expected once, got it in training\[0\].*test\[0\]"),
     (set_row("test", person_id="a"), r"person 'a': expected one split, got gan_train, test. Keep all scans"),

@@ -40,6 +40,8 @@ class Case:
         split: one of `SPLITS`.
         fold: fold for cross-fitting, None if it has none.
         licence: licence of the scan.
+        age: of the person at the scan, years; None if unknown.
+        sex: as the data set writes it; None if unknown.
     """
 
     case_id: str
@@ -49,6 +51,8 @@ class Case:
     split: str
     fold: int | None
     licence: str
+    age: float | None = None
+    sex: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,14 @@ class Manifest:
         path: JSON file it was read from.
         label_scheme: what the ids in its label maps mean.
         cases: in the file's order.
+        reference: whom the data set wants credited; empty if it does not say.
     """
 
     name: str
     path: Path
     label_scheme: LabelScheme
     cases: tuple[Case, ...]
+    reference: str = ""
 
     def select(self, splits: Collection[str], folds: Collection[int] | None = None) -> tuple[Case, ...]:
         """Return the cases of some splits and, if given, of some folds, in the manifest's order.
@@ -114,7 +120,8 @@ def read_manifest(
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise InputError.of_many(f"{path}: {count} in the manifest (dataset_dir is {dataset_dir}):", problems)
-    return Manifest(str(content.get("name", path.stem)), path, label_scheme, tuple(case for _, case in cases))
+    name, reference = str(content.get("name", path.stem)), str(content.get("reference") or "")
+    return Manifest(name, path, label_scheme, tuple(case for _, case in cases), reference)
 
 
 def _locate(path: str | Path) -> Path:
@@ -183,6 +190,9 @@ def _row_faults(row: object, list_name: str) -> list[str]:
     fold = row.get("fold")
     if fold is not None and (isinstance(fold, bool) or not isinstance(fold, int) or fold < 0):
         faults.append(f"expected a whole number >= 0 or null under 'fold', got {fold!r}. Correct it.")
+    age = row.get("age")
+    if age is not None and (isinstance(age, bool) or not isinstance(age, int | float) or not 0 <= age <= 130):
+        faults.append(f"expected years from 0 to 130 or null under 'age', got {age!r}. Correct it.")
     if isinstance(row.get("case_id"), str) and row["case_id"] and not _CASE_ID.fullmatch(row["case_id"]):
         faults.append(f"expected a case_id of letters, digits, '.', '_' and '-', got {row['case_id']!r}. Rename it.")
     return faults + _split_faults(row.get("split"), list_name)
@@ -207,6 +217,8 @@ def _case_of(row: Mapping[str, Any], content: Mapping[str, Any], dataset_dir: Pa
         split=row["split"],
         fold=row.get("fold"),
         licence=str(row.get("licence") or content.get("licence") or "unknown"),
+        age=row.get("age"),
+        sex=None if row.get("sex") is None else str(row["sex"]),
     )
 
 
