@@ -124,14 +124,15 @@ def test_bad_input_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert not (tmp_path / "m.json").exists()
 
 
+@pytest.mark.parametrize("command", [["train", "--dataset-dir", "."], ["synthesize", ".", "-o", "out"]])
 def test_ctrl_c_ends_with_the_exit_code_of_an_interrupt(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
 ):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "run_stage", interrupt)
-    monkeypatch.setattr(sys, "argv", ["trispade", "train", "--dataset-dir", "."])
+    monkeypatch.setattr(sys, "argv", ["trispade", *command])
     with pytest.raises(SystemExit, match=r"^130$"):
         main()
     assert capsys.readouterr().err.endswith("trispade: stopped; the same command goes on\n")
@@ -140,7 +141,7 @@ def test_ctrl_c_ends_with_the_exit_code_of_an_interrupt(
 def test_synthesize_runs_inference_on_what_it_is_given(stages: list[Any], phantoms: Path, tmp_path: Path):
     label_map = phantoms / "sub-01" / "anat" / "sub-01_dseg.nii.gz"
     assert f"T1w volumes in {tmp_path}" in invoke("synthesize", label_map, "-o", tmp_path).stdout
-    invoke("synthesize", phantoms, "-o", tmp_path, "--unknown-labels", "background", "--no-overwrite")
+    invoke("synthesize", phantoms, "-o", tmp_path, "--unknown-labels", "background", "--overwrite")
     (one, preset, values), (folder, _, folder_values) = stages
     assert (one, folder, preset) == ("inference", "inference", "compact")
     assert (values["input"], values["dataset_dir"], values["label_scheme"]) == (
@@ -150,7 +151,7 @@ def test_synthesize_runs_inference_on_what_it_is_given(stages: list[Any], phanto
     )
     assert (folder_values["input"], folder_values["dataset_dir"]) == (phantoms, phantoms)
     assert (values["unknown_labels"], folder_values["unknown_labels"]) == ("error", "background")
-    assert (values["overwrite"], folder_values["overwrite"]) == (True, False)
+    assert (values["overwrite"], folder_values["overwrite"]) == (False, True)
 
 
 def test_train_runs_the_stages_in_their_order(stages: list[Any]):

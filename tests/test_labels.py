@@ -23,7 +23,7 @@ from trispade.labels import (
 )
 
 DATA = Path(os.environ.get("TRISPADE_TEST_DATA", Path(__file__).parents[1] / "../shared/data")).resolve()
-BUNDLED = ("freesurfer", "neuromorphometrics", "malc_all")
+BUNDLED = ("freesurfer", "neuromorphometrics", "malc_all", "synthseg")
 needs_real_data = [
     pytest.mark.real_data,
     pytest.mark.skipif(not (DATA / "malc2012").is_dir(), reason=f"no scans under {DATA}"),
@@ -87,7 +87,8 @@ def test_every_class_of_a_bundled_scheme_is_reachable_or_belongs_to_another_sour
 @pytest.mark.parametrize("name", BUNDLED)
 def test_the_sidecar_of_a_bundled_scheme_says_where_it_is_from(name: str):
     sidecar = json.loads((schemes_folder() / f"{name}.json").read_text())
-    assert set(sidecar) == {"vocabulary", "description", "source", "license"}
+    own = {"table", "trim_csf"} if name == "synthseg" else set()
+    assert set(sidecar) == {"vocabulary", "description", "source", "license"} | own
 
 
 @pytest.mark.parametrize(
@@ -160,6 +161,34 @@ def test_loading_a_scheme_twice_gives_the_same_object_and_a_scheme_is_passed_thr
     assert load_scheme("freesurfer") is scheme
     assert load_scheme(scheme.path) is scheme
     assert load_scheme(scheme) is scheme
+
+
+def test_synthseg_reads_ids_as_freesurfer_does_and_trims_csf():
+    synthseg, freesurfer = load_scheme("synthseg"), load_scheme("freesurfer")
+    assert (synthseg.name, synthseg.trim_csf, freesurfer.trim_csf) == ("synthseg", True, False)
+    assert (synthseg.ids, synthseg.vocabulary) == (freesurfer.ids, freesurfer.vocabulary)
+    assert load_scheme(schemes_folder() / "synthseg.json") is synthseg
+    plexus = synthseg.vocabulary.index("choroid_plexus")
+    np.testing.assert_array_equal(synthseg.to_indices(np.array([136, 137, 163, 164, 31, 63]), "case"), [plexus] * 6)
+
+
+def test_a_scheme_may_use_the_table_of_another_one(tmp_path: Path):
+    write_scheme(tmp_path, "24\tfluid\tcsf\n")
+    (tmp_path / "other.json").write_text('{"vocabulary": "structures", "table": "mine.tsv", "trim_csf": true}')
+    scheme = load_scheme(tmp_path / "other.json")
+    assert (scheme.name, scheme.path, scheme.ids) == ("other", tmp_path / "mine.tsv", {24: 7, 0: 0})
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path: Path):
+    (tmp_path / "other.json").write_text('{"vocabulary": "structures", "table": "none.tsv"}')
+    with pytest.raises(InputError, match=r"none\.tsv: expected a readable TSV"):
+        load_scheme(tmp_path / "other.json")
+
+
+def test_whether_csf_is_trimmed_is_true_or_false(tmp_path: Path):
+    path = write_scheme(tmp_path, "", {"vocabulary": "structures", "trim_csf": "yes"})
+    with pytest.raises(InputError, match=r'mine\.json: expected "trim_csf" to be true or false, got \'yes\''):
+        load_scheme(path)
 
 
 def test_a_scheme_survives_pickling_and_can_be_a_dictionary_key():
@@ -431,7 +460,7 @@ class TestRealData:
         [
             ("neuromorphometrics", "malc2012/*/*/anat/*_dseg.nii.gz", 28),
             ("malc_all", "malc2012/*/*/anat/*_dseg.nii.gz", 28),
-            ("freesurfer", "synthseg_labels/*.nii.gz", 10),
+            ("synthseg", "synthseg_labels/*.nii.gz", 10),
         ],
     )
     def test_every_id_of_the_real_label_maps_is_in_its_scheme(self, scheme: str, pattern: str, count: int):
@@ -444,6 +473,20 @@ class TestRealData:
         table = [line.split("\t") for line in (DATA / "malc2012/dseg.tsv").read_text().splitlines()[1:]]
         scheme = load_scheme("malc_all")
         assert len({scheme.ids[int(row[0])] for row in table}) == len(table) == scheme.vocabulary.num_classes
+
+    def test_the_csf_of_a_synthseg_map_beyond_the_closed_brain_is_trimmed(self):
+        label = nib.load(DATA / "synthseg_labels/sub-01_dseg.nii.gz")
+        scheme = load_scheme("synthseg")
+        csf = scheme.vocabulary.index("csf")
+        indices = scheme.to_indices(np.asarray(label.dataobj)[::2, ::2, ::2], "sub-01")
+        brain = ((indices > 0) & (indices != csf)).sum()
+        spacing_mm = [2 * size for size in label.header.get_zooms()[:3]]
+        left, trimmed = (fill_brain(indices, spacing_mm, csf, trim_csf=trim) for trim in (False, True))
+        assert (left > 0).sum() > 1.35 * brain
+        assert (trimmed > 0).sum() < 1.25 * brain
+        np.testing.assert_array_equal(
+            trimmed[(indices > 0) & (indices != csf)], indices[(indices > 0) & (indices != csf)]
+        )
 
     @pytest.mark.parametrize("person", ["0145", "0239"])
     def test_five_to_eight_percent_of_the_brain_is_filled_and_hardly_any_t1w_is_lost(self, person: str):

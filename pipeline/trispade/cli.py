@@ -35,7 +35,10 @@ WorkDir = Annotated[Path | None, typer.Option(help="Where cache and checkpoints 
 DatasetDir = Annotated[Path, typer.Option(help="Folder that the manifest's paths are relative to.")]
 ManifestFile = Annotated[Path | None, typer.Option("--manifest", help="Manifest, JSON [default: that of MALC 2012].")]
 Scheme = Annotated[
-    str, typer.Option("--scheme", help="What the label ids mean: freesurfer, neuromorphometrics, malc_all, or a TSV.")
+    str,
+    typer.Option(
+        "--scheme", help="What the label ids mean: freesurfer, synthseg, neuromorphometrics, malc_all, or a TSV."
+    ),
 ]
 OwnScheme = Annotated[
     str | None, typer.Option("--scheme", help="What the label ids mean [default: what the manifest says].")
@@ -103,9 +106,14 @@ def synthesize(
     ] = UnknownLabels.error,
     model: Model = None,
     bundle: Bundle = None,
-    overwrite: Annotated[bool, typer.Option(help="Write volumes again that are there already.")] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make finished volumes again, and replace other files of their names.")
+    ] = False,
 ) -> None:
-    """Make T1w volumes from label maps, each on its label map's own grid with a JSON sidecar."""
+    """Make T1w volumes from label maps, each on its label map's own grid with a JSON sidecar.
+
+    Finished volumes are left alone: after a stop, the same command goes on.
+    """
     run_stage(
         _bundle(bundle),
         "inference",

@@ -150,12 +150,14 @@ class LabelScheme:
         path: TSV that the scheme was read from.
         vocabulary: the classes it maps to.
         ids: label id -> class index.
+        trim_csf: the source labels CSF beyond the brain, up to the dura; `fill_brain` takes that CSF away.
     """
 
     name: str
     path: Path
     vocabulary: Vocabulary
     ids: Mapping[int, int] = field(hash=False)
+    trim_csf: bool = False
 
     def to_indices(self, label_ids: np.ndarray, source: str, unknown_labels: str = "error") -> np.ndarray:
         """Map a label map from ids to class indices.
@@ -221,11 +223,11 @@ def schemes_folder() -> Path:
 
 
 def load_scheme(name_or_path: str | Path | LabelScheme) -> LabelScheme:
-    """Read a label scheme.
+    """Read a label scheme: its JSON (``vocabulary``; ``table``, another scheme's TSV; ``trim_csf``) and its TSV.
 
     Args:
-        name_or_path: name of a bundled scheme ("freesurfer"), path of a TSV with columns id, name, class and a JSON of
-            the same name beside it (``{"vocabulary": ...}``), or a scheme, which is returned as it is.
+        name_or_path: name of a bundled scheme ("freesurfer"), path of a TSV with columns id, name, class or of the JSON
+            of the same name beside it, or a scheme, which is returned as it is.
 
     Raises:
         InputError: if there is no such scheme, or with every faulty row of its table.
@@ -233,14 +235,13 @@ def load_scheme(name_or_path: str | Path | LabelScheme) -> LabelScheme:
     if isinstance(name_or_path, LabelScheme):
         return name_or_path
     path = Path(name_or_path)
-    if path.suffix != ".tsv":
-        path = schemes_folder() / f"{name_or_path}.tsv"
+    if path.suffix not in (".tsv", ".json"):
+        path = schemes_folder() / f"{name_or_path}.json"
     if not path.is_file():
-        known = ", ".join(sorted(each.stem for each in schemes_folder().glob("*.tsv")))
-        raise InputError.of(
-            f"label scheme {str(name_or_path)!r}", f"one of {known}, or the path of a TSV", "neither", "Correct it."
-        )
-    return _read_scheme(path.resolve())
+        known = ", ".join(sorted(each.stem for each in schemes_folder().glob("*.json")))
+        subject = f"label scheme {str(name_or_path)!r}"
+        raise InputError.of(subject, f"one of {known}, or the path of a TSV", "neither", "Correct it.")
+    return _read_scheme(path.resolve().with_suffix(".json"))
 
 
 def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
@@ -265,8 +266,10 @@ def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
 
 
 @functools.lru_cache(maxsize=16)
-def _read_scheme(path: Path) -> LabelScheme:
-    vocabulary = _vocabulary_of_scheme(path)
+def _read_scheme(sidecar: Path) -> LabelScheme:
+    record = _read_scheme_record(sidecar)
+    path, name = sidecar.parent / str(record.get("table", f"{sidecar.stem}.tsv")), str(record["vocabulary"])
+    vocabulary = load_vocabulary(sidecar.parent / name if name.endswith(".tsv") else name)
     rows = _read_table(path, ("id", "name", "class"))
     ids: dict[int, int] = {}
     problems = []
@@ -282,21 +285,20 @@ def _read_scheme(path: Path) -> LabelScheme:
     if problems:
         raise InputError.of_many(f"{path}: label scheme has rows to correct:", problems)
     ids.setdefault(0, 0)
-    return LabelScheme(path.stem, path, vocabulary, ids)
+    return LabelScheme(sidecar.stem, path, vocabulary, ids, record.get("trim_csf", False))
 
 
-def _vocabulary_of_scheme(path: Path) -> Vocabulary:
-    sidecar = path.with_suffix(".json")
+def _read_scheme_record(sidecar: Path) -> dict[str, Any]:
     try:
-        name = str(json.loads(sidecar.read_text(encoding="utf-8"))["vocabulary"])
+        record = dict(json.loads(sidecar.read_text(encoding="utf-8")))
+        record["vocabulary"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError.of(
-            sidecar,
-            'a JSON file with the key "vocabulary"',
-            f"{type(error).__name__}: {error}",
-            'Write {"vocabulary": "structures"} there, or the path of a vocabulary TSV relative to it.',
-        ) from error
-    return load_vocabulary(path.parent / name if name.endswith(".tsv") else name)
+        found = f"{type(error).__name__}: {error}"
+        remedy = 'Write {"vocabulary": "structures"} there, or the path of a vocabulary TSV relative to it.'
+        raise InputError.of(sidecar, 'a JSON file with the key "vocabulary"', found, remedy) from error
+    if not isinstance(record.get("trim_csf", False), bool):
+        raise InputError.of(sidecar, '"trim_csf" to be true or false', repr(record["trim_csf"]), "Correct it.")
+    return record
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -423,7 +425,7 @@ def fill_brain(
     classes the brain mask of the result is simply ``result > 0``.
 
     Sources differ in how far out they label CSF: Neuromorphometrics and FreeSurfer hardly label it outside the brain,
-    SynthSeg labels it up to the dura, 150 to 200 ml beyond the closed brain. `trim_csf` brings such a label map in line
+    SynthSeg labels it up to the dura, 180 to 380 ml beyond the closed brain. `trim_csf` brings such a label map in line
     with the others; it changes nothing where CSF lies inside the closed brain, as in MALC 2012.
 
     Args:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -21,6 +22,14 @@ pytestmark = pytest.mark.slow
 
 def times(folder: Path, pattern: str = "**/*") -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in folder.glob(pattern) if file.is_file()}
+
+
+def changed_by(folder: Path, act: Callable[[], object]) -> list[str]:
+    """Cases whose volume an action writes anew."""
+    before = times(folder)
+    act()
+    changed = [file.name for file, time in times(folder).items() if before.get(file) != time]
+    return sorted(name.split("_")[0] for name in changed if name.endswith(".nii.gz"))
 
 
 def outputs(folder: Path) -> list[str]:
@@ -95,6 +104,30 @@ def test_a_training_stage_goes_on_where_it_stopped(study, tmp_path):
     assert second["record"]["epochs"] == 2
 
 
+def test_a_model_with_style_is_trained_and_gives_another_volume_for_another_seed(study, output_of, tmp_path):
+    shutil.copytree(study.work_dir / "cache", tmp_path / "work" / "cache")
+    options = {"work_dir": tmp_path / "work", "max_epochs": 1}
+    for plane in PLANES:
+        file = None if plane == "axial" else tmp_path / "work" / "spade_axial" / "last.pt"
+        study.run("train_spade", plane=plane, style_dim=3, **options, **({"style_encoder_file": file} if file else {}))
+    states = [load_checkpoint(tmp_path / "work" / f"spade_{plane}" / "last.pt") for plane in PLANES]
+    assert all(
+        torch.equal(value, states[0]["objects"]["encoder"][name])
+        for state in states[1:]
+        for name, value in state["objects"]["encoder"].items()
+    )
+    study.run("synthesize_planes", work_dir=tmp_path / "work")
+    study.run("train_fusion", model_file=tmp_path / "styled.pt", **options)
+    volumes = []
+    for seed in (1, 2):
+        folder = output_of(study.label_map(), model_file=tmp_path / "styled.pt", style_seed=seed)
+        assert json.loads((folder / "sub-05_desc-synthetic_T1w.json").read_text())["Settings"]["style_seed"] == seed
+        volumes.append(volume_of(folder, "sub-05").get_fdata())
+    assert not np.array_equal(*volumes)
+    with pytest.raises(InputError, match="style_seed: expected a model that was trained with style, got one without"):
+        output_of(study.label_map(), style_seed=1)
+
+
 def test_one_label_map_becomes_one_volume_with_a_sidecar_that_says_it_is_synthetic(study, output_of):
     folder = output_of(study.label_map())
     assert outputs(folder) == ["sub-05_desc-synthetic_T1w.json", "sub-05_desc-synthetic_T1w.nii.gz"]
@@ -142,13 +175,41 @@ def test_int16_volumes_have_the_range_that_was_asked_for(study, output_of):
 def test_all_label_maps_of_a_folder_are_synthesized_and_finished_ones_left_alone(study, output_of):
     folder = output_of(study.dataset_dir)
     assert outputs(folder)[1::2] == [f"sub-0{i}_desc-synthetic_T1w.nii.gz" for i in range(1, 6)]
-    (folder / "sub-03_desc-synthetic_T1w.json").unlink()
-    before = times(folder)
-    output_of(study.dataset_dir, overwrite=False)
-    changed = [file.name for file, time in times(folder).items() if before.get(file) != time]
-    assert sorted(changed) == ["sub-03_desc-synthetic_T1w.json", "sub-03_desc-synthetic_T1w.nii.gz"]
-    output_of(study.dataset_dir, overwrite=False)
+    (folder / "sub-03_desc-synthetic_T1w.nii.gz").unlink()
+    assert changed_by(folder, lambda: output_of(study.dataset_dir)) == ["sub-03"]
+    assert changed_by(folder, lambda: output_of(study.dataset_dir)) == []
+    assert changed_by(folder, lambda: output_of(study.label_map(), value_range=[0, 1])) == ["sub-05"]
+    assert changed_by(folder, lambda: output_of(study.label_map("02"), overwrite=True)) == ["sub-02"]
     assert len(outputs(folder)) == 10
+
+
+def test_a_run_that_is_stopped_goes_on_with_the_case_that_was_next(study, output_of, tmp_path, monkeypatch):
+    save = nib.save
+
+    def stop_at_the_third(image, path):
+        if "sub-03" in str(path):
+            raise KeyboardInterrupt
+        save(image, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nib, "save", stop_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            output_of(study.dataset_dir)
+    folder = tmp_path / "out"
+    assert outputs(folder)[1::2] == [f"sub-0{i}_desc-synthetic_T1w.nii.gz" for i in (1, 2)]
+    assert changed_by(folder, lambda: output_of(study.dataset_dir)) == ["sub-03", "sub-04", "sub-05"]
+    assert len(outputs(folder)) == 10
+
+
+def test_a_volume_that_trispade_did_not_make_is_not_overwritten(study, output_of, tmp_path):
+    foreign = tmp_path / "out" / "sub-05_desc-synthetic_T1w.nii.gz"
+    foreign.parent.mkdir()
+    foreign.write_bytes(b"a scan of somebody's")
+    with pytest.raises(
+        InputError, match=r"that trispade did not make, got sub-05_desc-synthetic_T1w.nii.gz. Move them"
+    ):
+        output_of(study.label_map())
+    assert foreign.read_bytes() == b"a scan of somebody's"
 
 
 def test_the_label_maps_of_some_splits_of_a_manifest_are_synthesized(study, output_of):
@@ -158,7 +219,7 @@ def test_the_label_maps_of_some_splits_of_a_manifest_are_synthesized(study, outp
 
 def test_the_number_of_slices_at_a_time_does_not_change_the_volume(study, output_of):
     first = volume_of(output_of(study.label_map()), "sub-05").get_fdata()
-    second = volume_of(output_of(study.label_map(), slice_batch_size=9), "sub-05").get_fdata()
+    second = volume_of(output_of(study.label_map(), slice_batch_size=9, overwrite=True), "sub-05").get_fdata()
     np.testing.assert_allclose(second, first, atol=0.01)
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from trispade.engines import SpadeTrainer
-from trispade.losses import DiscriminatorHingeLoss, FeatureMatchingLoss, GeneratorHingeLoss
-from trispade.networks import SpadeDiscriminator, SpadeGenerator
+from trispade.engines.style import make_style_encoder, trainable_parameters
+from trispade.losses import DiscriminatorHingeLoss, FeatureMatchingLoss, GeneratorHingeLoss, StyleDivergence
+from trispade.networks import SpadeDiscriminator, SpadeGenerator, StyleEncoder
 
 
 class NoisyGenerator(SpadeGenerator):
@@ -30,6 +31,7 @@ class Gan:
     discriminator: nn.Module
     generator_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
+    encoder: StyleEncoder | None = None
 
     def trainer(self, loader: Any, **options: Any) -> SpadeTrainer:
         given = {
@@ -44,20 +46,27 @@ class Gan:
             "discriminator_loss": DiscriminatorHingeLoss(),
             "feature_matching": FeatureMatchingLoss(),
             "feature_matching_weight": 10.0,
+            "encoder": self.encoder,
+            "style_divergence": StyleDivergence(),
+            "style_divergence_weight": 0.05,
         }
         return SpadeTrainer(**{**given, **options})
 
 
-def build_gan(seed: int = 0, num_classes: int = 4, noisy: bool = False, ndf: int = 4) -> Gan:
+def build_gan(
+    seed: int = 0, num_classes: int = 4, noisy: bool = False, ndf: int = 4, style_dim: int = 0, encoder_file: Any = None
+) -> Gan:
     torch.manual_seed(seed)
     kind = NoisyGenerator if noisy else SpadeGenerator
-    generator = kind(num_classes=num_classes, out_channels=1, ngf=2, hidden=4, max_channels=8)
+    generator = kind(num_classes=num_classes, out_channels=1, ngf=2, hidden=4, max_channels=8, style_dim=style_dim)
+    encoder = make_style_encoder(style_dim, 1, "cpu", encoder_file)
     discriminator = SpadeDiscriminator(num_classes=num_classes, ndf=ndf, num_scales=2, num_layers=2)
     return Gan(
         generator,
         discriminator,
-        torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.0, 0.9)),
+        torch.optim.Adam(trainable_parameters([generator, encoder]), lr=1e-3, betas=(0.0, 0.9)),
         torch.optim.Adam(discriminator.parameters(), lr=4e-3, betas=(0.0, 0.9)),
+        encoder,
     )
 
 

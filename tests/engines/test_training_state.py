@@ -94,10 +94,12 @@ class Stage:
     def run(self, minutes: float | None = None, die_at: int | None = None, **changes: Any) -> list[dict[str, float]]:
         """Train, until the time is up or the machine dies; return the losses of each iteration of this run."""
         trainer, losses = self.build(minutes, **changes), []
+        self.rates: list[float] = []
 
         @trainer.on(Events.ITERATION_COMPLETED)
         def note(engine):
             losses.append({"iteration": engine.state.iteration, **scalar_outputs(engine.state.output)})
+            self.rates.append(self.optimizer.param_groups[0]["lr"])
             if engine.state.iteration == die_at:
                 raise ConnectionError("the machine is gone")
 
@@ -121,13 +123,14 @@ class GanStage(Stage):
         self.build_gan = build_gan
         self.cases = [make_case("a"), make_case("b", seed=1)]
 
-    def build(self, minutes, record=RECORD, max_epochs=EPOCHS, workers=0, part_mib=None, **gan_options):
+    def build(self, minutes, record=RECORD, max_epochs=EPOCHS, workers=0, part_mib=None, rate=1e-3, **gan_options):
         gan = self.build_gan(noisy=True, **gan_options)
+        gan.generator_optimizer.param_groups[0]["lr"] = rate
         dataset = SliceDataset(self.cases, "axial", flip=True, seed=3)
         sampler, loader = self.loader(dataset, 3, workers)
         objects = {name: getattr(gan, name) for name in vars(gan)}
         for name in ("generator", "discriminator"):
-            schedule = constant_then_linear(EPOCHS, decay_from=0.5)
+            schedule = constant_then_linear(max_epochs, decay_from=0.5)
             objects[f"{name}_scheduler"] = torch.optim.lr_scheduler.LambdaLR(objects[f"{name}_optimizer"], schedule)
         state = TrainingState(self.folder, objects, record, sampler, part_mib=part_mib)
         handlers = [
@@ -138,7 +141,7 @@ class GanStage(Stage):
             validation(gan.generator, VolumeDataset(self.cases[:1]), label_map_and_t1w, paint_axial, state),
             state,
         ]
-        self.schedule, self.state = objects["generator_scheduler"], state
+        self.schedule, self.state, self.optimizer = objects["generator_scheduler"], state, gan.generator_optimizer
         return gan.trainer(loader, max_epochs=max_epochs, train_handlers=handlers)
 
 
@@ -151,10 +154,10 @@ class FusionStage(Stage):
         store_painted_case(painted_folder(folder / "planes", case, dict.fromkeys(PLANES, "g")), planes, record)
         self.cases = open_painted_cases([case], folder / "planes")
 
-    def build(self, minutes, record=RECORD, max_epochs=EPOCHS, workers=0, part_mib=None):
+    def build(self, minutes, record=RECORD, max_epochs=EPOCHS, workers=0, part_mib=None, rate=1e-3):
         torch.manual_seed(0)
         network = torch.nn.Sequential(FusionNet(channels=(2, 4)), torch.nn.Dropout3d(0.2))
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+        optimizer = self.optimizer = torch.optim.Adam(network.parameters(), lr=rate)
         sampler, loader = self.loader(PatchDataset(self.cases, 16, 0.5, flip=True, seed=3), 6, workers)
         state = TrainingState(
             self.folder, {"network": network, "optimizer": optimizer}, record, sampler, part_mib=part_mib
@@ -254,6 +257,58 @@ def test_a_longer_run_takes_up_a_finished_one(make_stage):
     assert [loss["iteration"] for loss in stage.run(max_epochs=EPOCHS + 1)] == [13, 14, 15, 16]
 
 
+def test_a_run_that_is_given_more_epochs_goes_on_as_if_it_had_been_given_them_at_once(make_stage):
+    at_once, extended = make_stage("at_once"), make_stage("extended")
+    expected = at_once.run(max_epochs=2 * EPOCHS)
+    losses = extended.run(LENGTH) + extended.run(max_epochs=2 * EPOCHS)
+    assert losses == expected
+    assert extended.rates == at_once.rates[LENGTH:]
+    assert_equal_to_the_last_bit(extended.folder, at_once.folder)
+
+
+def test_a_finished_run_that_is_given_more_epochs_learns_at_the_rate_of_the_longer_schedule(gan_stage):
+    gan_stage.run()
+    assert gan_stage.optimizer.param_groups[0]["lr"] == 0
+    gan_stage.run(max_epochs=2 * EPOCHS)
+    assert gan_stage.rates == [rate for rate in (1e-3, 1e-3 * (2 / 3), 1e-3 * (1 / 3)) for _ in range(LENGTH)]
+
+
+def test_a_changed_learning_rate_is_taken_up_said_and_kept(make_stage, caplog):
+    stage = make_stage("changed")
+    with caplog.at_level("INFO"):
+        stage.run(LENGTH)
+        stage.run(1)
+    assert "learning rate" not in caplog.text
+    with caplog.at_level("INFO"):
+        stage.run(1, rate=5e-4)
+    assert "optimizer goes on at a learning rate of 0.0005; its checkpoint had 0.001" in caplog.text
+    assert stage.rates == [5e-4]
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        stage.run(1, rate=5e-4)
+    assert "learning rate" not in caplog.text
+
+
+def test_rates_of_a_schedule_that_depends_on_the_past_are_those_of_the_checkpoint(tmp_path):
+    def build(rate):
+        network = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
+        state = TrainingState(tmp_path, {"optimizer": optimizer, "scheduler": scheduler}, {}, SimpleNamespace())
+        state.trainer = SimpleNamespace(
+            state=SimpleNamespace(device=torch.device("cpu"), iteration=1, epoch_length=1, max_epochs=9)
+        )
+        return optimizer, scheduler, state
+
+    optimizer, scheduler, state = build(1.0)
+    optimizer.step()
+    scheduler.step()
+    state.save(None)
+    resumed, _, state = build(0.5)
+    state.resume(SimpleNamespace(state=SimpleNamespace(device=torch.device("cpu"), epoch_length=1)))
+    assert resumed.param_groups[0]["lr"] == 0.1
+
+
 def test_a_checkpoint_says_how_far_it_got(make_stage):
     stage = make_stage("short")
     stage.run(6)
@@ -282,6 +337,26 @@ def test_a_checkpoint_of_another_run_is_one_clear_line(make_stage, changes, mess
     ) as caught:
         stage.run(record={**RECORD, **changes})
     assert "\n" not in str(caught.value)
+
+
+def test_a_stopped_run_with_style_goes_on_as_if_never_stopped(tmp_path, clock, build_gan, make_case):
+    def stage(name):
+        return GanStage(tmp_path / name, clock, build_gan, lambda case_id, **kw: make_case(f"{name}-{case_id}", **kw))
+
+    uninterrupted, stopped = stage("uninterrupted"), stage("stopped")
+    losses = uninterrupted.run(2 * LENGTH, style_dim=3)
+    assert losses[0]["style_divergence"] != losses[-1]["style_divergence"]
+    assert stopped.run(3, style_dim=3) + stopped.run(2 * LENGTH - 3, style_dim=3) == losses
+    assert "mean.weight" in load_checkpoint(stopped.folder / "last.pt")["objects"]["encoder"]
+    assert_equal_to_the_last_bit(stopped.folder, uninterrupted.folder)
+
+
+def test_a_checkpoint_without_style_has_no_entry_for_it(gan_stage):
+    gan_stage.run(1)
+    assert set(load_checkpoint(gan_stage.folder / "last.pt")["objects"]) == {
+        *("generator", "generator_optimizer", "generator_scheduler", "generator_scaler"),
+        *("discriminator", "discriminator_optimizer", "discriminator_scheduler", "discriminator_scaler"),
+    }
 
 
 @pytest.fixture

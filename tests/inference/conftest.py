@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trispade.engines import save_checkpoint
+from trispade.engines.style import generator_architecture
 from trispade.geometry import PLANES
 from trispade.inference import load_generator
 from trispade.labels import LabelClass, Vocabulary
@@ -51,19 +52,24 @@ def write_generator(
         people: tuple[str, ...] = ("p1", "p2"),
         trained: tuple[int, ...] = (0, 1, 2),
         stage: str | None = None,
+        style_dim: int = 0,
+        encoder: nn.Module | None = None,
         **record: Any,
     ) -> nn.Module:
-        generator = enliven(SpadeGenerator(vocabulary.num_classes, 1, **ARCHITECTURE)).eval()
+        architecture = generator_architecture(**ARCHITECTURE, style_dim=style_dim)
+        generator = enliven(SpadeGenerator(vocabulary.num_classes, 1, **architecture)).eval()
         described = {
             "plane": plane,
             "preset": "tiny",
             "vocabulary": vocabulary.to_dict(),
-            "architecture": ARCHITECTURE,
+            "architecture": architecture,
             "settings": SETTINGS,
             "people": list(people),
             "trained_classes": list(trained),
         }
-        content = {"objects": {"generator": generator.state_dict()}, "record": {**described, **record}}
+        networks = {"generator": generator, **({} if encoder is None else {"encoder": encoder})}
+        objects = {name: network.state_dict() for name, network in networks.items()}
+        content = {"objects": objects, "record": {**described, **record}}
         save_checkpoint(content, tmp_path / (stage or f"spade_{plane}") / "last.pt")
         return generator
 

@@ -9,7 +9,7 @@ from trispade.errors import InputError
 from trispade.inference import leave_finished_out, list_label_maps, list_pairs
 from trispade.labels import load_scheme
 from trispade.manifests import read_manifest
-from trispade.transforms import output_files
+from trispade.transforms import SaveSyntheticd, output_files
 
 
 def touch(*paths: Path) -> None:
@@ -88,6 +88,8 @@ def test_a_manifest_of_another_label_scheme_is_refused(manifest_file):
     assert len(list_label_maps(manifest_file, scheme=load_scheme("freesurfer"))) == 4
     with pytest.raises(InputError, match=r"scheme 'malc_all', got 'freesurfer'. Set the label scheme to freesurfer."):
         list_label_maps(manifest_file, scheme=load_scheme("malc_all"))
+    with pytest.raises(InputError, match=r"scheme 'synthseg', got 'freesurfer'. Set the label scheme to freesurfer."):
+        list_label_maps(manifest_file, scheme=load_scheme("synthseg"))
 
 
 def test_splits_without_a_case_are_an_input_error(manifest_file):
@@ -95,14 +97,19 @@ def test_splits_without_a_case_are_an_input_error(manifest_file):
         list_label_maps(manifest_file, splits=["fusion_train"])
     manifest = read_manifest(manifest_file, manifest_file.parent, check_files=False)
     with pytest.raises(InputError, match=r"m.json: expected cases in the chosen splits, got none. Choose other"):
-        list_pairs(manifest, ["fusion_train"], manifest_file.parent / "model.pt")
+        list_pairs(manifest, ["fusion_train"], [manifest_file.parent / "model.pt"])
 
 
 def test_pairs_are_the_cases_that_have_a_scan(manifest_file):
     manifest = read_manifest(manifest_file, manifest_file.parent, check_files=False)
     folder = manifest_file.parent
-    assert list_pairs(manifest, ["test"], folder / "model.pt") == [
-        {"case_id": "c3", "person_id": "p3", "image": str(folder / "3.nii"), "t1w": str(folder / "3_T1w.nii")}
+    assert list_pairs(manifest, ["test"], [folder / "model.pt"]) == [
+        {
+            "case_id": "c3",
+            "person_id": "p3",
+            **{key: str(folder / "3.nii") for key in ("image", "label_path")},
+            **{key: str(folder / "3_T1w.nii") for key in ("t1w", "t1w_path")},
+        }
     ]
 
 
@@ -116,19 +123,72 @@ def test_evaluation_refuses_people_whom_any_part_of_the_model_was_trained_on(man
     with pytest.raises(
         InputError, match=r"m.json: expected people whom the model has not seen, got p3, on whom .*model.pt"
     ):
-        list_pairs(manifest, ["val", "test"], model_file)
-    assert names(list_pairs(manifest, ["val"], model_file)) == ["c1"]
+        list_pairs(manifest, ["val", "test"], [manifest_file.parent / "none.pt", model_file])
+    assert names(list_pairs(manifest, ["val"], [model_file])) == ["c1"]
 
 
-def test_only_cases_with_volume_and_sidecar_count_as_finished(tmp_path):
-    cases = [{"case_id": name} for name in "abc"]
-    touch(*output_files(tmp_path, "a"), output_files(tmp_path, "b")[0])
-    assert names(leave_finished_out(cases, tmp_path, overwrite=False)) == ["b", "c"]
-    assert names(leave_finished_out(cases, tmp_path, overwrite=True)) == ["a", "b", "c"]
-    assert len(list(tmp_path.iterdir())) == 3
+@pytest.mark.parametrize(("dataset", "refused"), [("another", False), ("d", True), (None, True)])
+def test_a_person_of_another_data_set_is_another_person(manifest_file, dataset, refused):
+    manifest = read_manifest(manifest_file, manifest_file.parent, check_files=False)
+    model_file = manifest_file.parent / "model.pt"
+    record = {"people": ["p3"], **({"dataset": dataset} if dataset else {})}
+    model_file.with_suffix(".json").write_text(json.dumps({"training": {"fusion": record}}))
+    if refused:
+        with pytest.raises(InputError, match="people whom the model has not seen, got p3"):
+            list_pairs(manifest, ["test"], [model_file])
+    else:
+        assert names(list_pairs(manifest, ["test"], [model_file])) == ["c3"]
 
 
-def test_an_output_folder_that_cannot_be_written_is_known_before_the_first_case(tmp_path):
+@pytest.fixture
+def cases(tmp_path: Path) -> list[dict]:
+    touch(*(tmp_path / f"{name}.nii" for name in "abc"))
+    return [{"case_id": name, "image": str(tmp_path / f"{name}.nii")} for name in "abc"]
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> SaveSyntheticd:
+    return SaveSyntheticd("pred", tmp_path / "out", record={"sha256": "5a"}, scheme="freesurfer")
+
+
+def finish(save: SaveSyntheticd, case: dict) -> None:
+    """Leave what the transform leaves, but for the voxels."""
+    volume, sidecar = output_files(save.output_dir, case["case_id"])
+    touch(volume)
+    sidecar.write_text(json.dumps(save._sidecar(case["image"])))
+
+
+def test_finished_cases_are_left_out_and_counted_unless_they_are_to_be_made_again(tmp_path, cases, save, caplog):
+    finish(save, cases[0])
+    finish(save, cases[2])
+    with caplog.at_level("INFO"):
+        assert names(leave_finished_out(cases, save, overwrite=False)) == ["b"]
+    assert f"2 of 3 volumes are finished in {tmp_path / 'out'} and left alone" in caplog.text
+    assert names(leave_finished_out(cases, save, overwrite=True)) == ["a", "b", "c"]
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_volumes_of_another_model_are_made_again(tmp_path, cases, save):
+    finish(save, cases[0])
+    other = SaveSyntheticd("pred", tmp_path / "out", record={"sha256": "5b"}, scheme="freesurfer")
+    finish(other, cases[1])
+    assert names(leave_finished_out(cases, save, overwrite=False)) == ["b", "c"]
+
+
+def test_files_that_trispade_did_not_make_are_not_overwritten_in_silence(tmp_path, cases, save):
+    finish(save, cases[0])
+    foreign = output_files(save.output_dir, "b")[0], output_files(save.output_dir, "c")[1]
+    touch(*foreign)
+    with pytest.raises(
+        InputError,
+        match=r"out: expected no files under the names of the volumes that trispade did not make, got b_desc-synthetic"
+        r"_T1w.nii.gz, c_desc-synthetic_T1w.nii.gz. Move them, choose another --output_dir, or set overwrite.",
+    ):
+        leave_finished_out(cases, save, overwrite=False)
+    assert names(leave_finished_out(cases, save, overwrite=True)) == ["a", "b", "c"]
+
+
+def test_an_output_folder_that_cannot_be_written_is_known_before_the_first_case(tmp_path, cases, save):
     touch(tmp_path / "out")
     with pytest.raises(InputError, match=r"out: expected a folder that can be written to, got .*--output_dir"):
-        leave_finished_out([{"case_id": "a"}], tmp_path / "out", overwrite=True)
+        leave_finished_out(cases, save, overwrite=True)

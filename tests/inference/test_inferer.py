@@ -5,9 +5,11 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 
+from trispade.errors import InputError
 from trispade.geometry import PLANES, slice_axis
 from trispade.inference import PlaneInferer, TriplanarInferer
 from trispade.networks import TriplanarSynthesizer
+from trispade.networks.style_encoder import style_from_seed
 
 SHAPE = (32, 64, 96)
 
@@ -119,3 +121,30 @@ def test_bfloat16_changes_the_result_by_little(network, label_map):
     exact, rounded = inferer()(label_map, network), inferer(amp=True)(label_map, network)
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).abs().mean() < 0.02
+
+
+@pytest.fixture
+def styled(enliven) -> TriplanarSynthesizer:
+    sizes = {"ngf": 2, "hidden": 4, "max_channels": 8, "fusion_channels": (2, 3, 4), "style_dim": 3}
+    return enliven(TriplanarSynthesizer(4, **sizes)).eval()
+
+
+def test_a_style_seed_gives_all_slices_and_planes_of_every_volume_one_code(styled, label_map):
+    volumes = inferer(style_seed=7, roi_size=SHAPE, return_planes=True)(label_map, styled)
+    code = style_from_seed(3, 7)
+    expected = styled.paint_planes(label_map, code.expand(2, -1))
+    torch.testing.assert_close(volumes[:, :3], expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(inferer(style_seed=7, roi_size=SHAPE, return_planes=True)(label_map, styled), volumes)
+    other = inferer(style_seed=8, roi_size=SHAPE, return_planes=True)(label_map, styled)
+    assert ((other - volumes).abs().amax(dim=(0, 2, 3, 4)) > 1e-3).all()
+
+
+def test_without_a_seed_the_style_is_the_mean_one(styled, label_map):
+    volumes = inferer(return_planes=True)(label_map, styled)
+    expected = styled.paint_planes(label_map, torch.zeros(2, 3))
+    torch.testing.assert_close(volumes[:, :3], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_style_seed_for_a_model_without_style_is_an_input_error(network, label_map):
+    with pytest.raises(InputError, match=r"style_seed: expected a model that was trained with style, got one without"):
+        inferer(style_seed=0)(label_map, network)

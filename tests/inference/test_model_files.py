@@ -10,9 +10,9 @@ import torch
 from trispade.engines import hash_tensors, load_checkpoint, save_checkpoint
 from trispade.errors import InputError
 from trispade.geometry import PLANES
-from trispade.inference import describe_model, export_model, load_model, read_model_record
+from trispade.inference import describe_model, export_model, load_generator, load_model, read_model_record
 from trispade.labels import Vocabulary
-from trispade.networks import TriplanarSynthesizer
+from trispade.networks import StyleEncoder, TriplanarSynthesizer
 
 ARCHITECTURE = {"ngf": 2, "hidden": 4, "max_channels": 8}
 FUSION_ARCHITECTURE = {"channels": [2, 3, 4], "norm": "none", "residual": False}
@@ -64,6 +64,24 @@ def test_a_model_that_was_exported_and_loaded_paints_and_fuses_as_its_trained_pa
     assert network.class_table.tolist() == [0, 1, 2, 2]
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+@torch.no_grad()
+def test_a_model_with_style_brings_it_along_whatever_the_network_was_made_with(
+    write_generator, write_fusion, tmp_path, vocabulary
+):
+    encoder = StyleEncoder(1, 1, 3)
+    generators = {plane: write_generator(plane, style_dim=3, encoder=encoder) for plane in PLANES}
+    write_fusion()
+    model_file = export(tmp_path, vocabulary)
+    assert read_model_record(model_file)["architecture"] == {**ARCHITECTURE, "style_dim": 3}
+    slices, style = torch.randint(0, 3, (2, 1, 32, 32)), torch.randn(2, 3)
+    for network in (load(model_file, vocabulary), load(model_file, vocabulary, style_dim=3)):
+        assert network.style_dim == 3
+        for plane, generator in network.generators.items():
+            torch.testing.assert_close(generator(slices, style), generators[plane](slices, style), atol=1e-5, rtol=1e-4)
+    with pytest.raises(InputError, match=r"model.pt: expected generators.axial.style.weight of shape 8x4, got 8x3"):
+        load(model_file, vocabulary, style_dim=4)
 
 
 def test_only_classes_that_all_generators_know_count_as_trained(write_generator, write_fusion, tmp_path, vocabulary):
@@ -122,6 +140,42 @@ def test_a_plane_that_is_not_trained_is_one_clear_line_and_no_model_is_written(t
     with pytest.raises(InputError, match=r"expected a trained generator, got none. Run train_spade --plane sagittal"):
         export(tmp_path, vocabulary)
     assert not (tmp_path / "models").exists()
+
+
+def write_folds(write_generator, tmp_path: Path, vocabulary: Vocabulary) -> dict[str, list[str]]:
+    """Write each plane's generators of two folds; gives their hashes."""
+    hashes = {}
+    for plane in PLANES:
+        stages = [f"spade_{plane}_fold{fold}" for fold in (0, 1)]
+        for stage in stages:
+            write_generator(plane, people=(stage,), stage=stage)
+        paths = [tmp_path / stage / "last.pt" for stage in stages]
+        hashes[plane] = [load_generator(p, plane, vocabulary, ARCHITECTURE, SETTINGS, "cpu").hash for p in paths]
+    return hashes
+
+
+def test_generators_of_folds_alone_make_no_model(trained_parts, write_generator, tmp_path, vocabulary):
+    write_folds(write_generator, tmp_path, vocabulary)
+    (tmp_path / "spade_coronal" / "last.pt").unlink()
+    with pytest.raises(
+        InputError,
+        match=r"spade_coronal/last.pt: expected a generator of the coronal plane that was trained on all people, .*"
+        r"got only those of cross-fitting, spade_coronal_fold0, spade_coronal_fold1. Run train_spade --plane coronal w",
+    ):
+        export(tmp_path, vocabulary)
+    assert not (tmp_path / "models").exists()
+
+
+@torch.no_grad()
+def test_the_model_of_cross_fitting_holds_the_generators_of_all_people_and_the_fusion_net_of_the_folds(
+    trained_parts, write_generator, write_fusion, tmp_path, vocabulary
+):
+    write_fusion(generators=write_folds(write_generator, tmp_path, vocabulary))
+    model_file = export(tmp_path, vocabulary)
+    slices = torch.randint(0, 3, (2, 1, 32, 32))
+    for plane, generator in load(model_file, vocabulary).generators.items():
+        torch.testing.assert_close(generator(slices), trained_parts[plane](slices), atol=1e-5, rtol=1e-4)
+    assert read_model_record(model_file)["training"]["generator_axial"]["people"] == ["p1", "p2"]
 
 
 def test_parts_of_another_vocabulary_or_preset_are_not_assembled(trained_parts, tmp_path, vocabulary):

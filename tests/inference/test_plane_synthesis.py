@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import zlib
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from trispade.data import open_painted_cases
 from trispade.errors import InputError
 from trispade.geometry import PLANES
 from trispade.inference import PlaneSynthesis
+from trispade.networks import StyleEncoder
+from trispade.networks.style_encoder import style_from_seed
 
 ARCHITECTURE = {"ngf": 2, "hidden": 4, "max_channels": 8}
 SETTINGS = {"spacing_mm": 1.0, "box": [32, 32, 32], "closing_mm": 5.0}
@@ -45,6 +49,33 @@ def test_each_plane_of_a_case_is_painted_by_its_generator(make_case, write_gener
         expected = torch.stack(one_by_one, axis).masked_fill(known == 0, -1)
         torch.testing.assert_close(volume, expected, atol=1e-4, rtol=1e-3)
     assert painted.record["generator_people"] == ["p1", "p2"]
+
+
+@torch.no_grad()
+def test_a_case_has_one_style_in_all_planes_which_depends_on_its_name_alone(
+    make_case, write_generator, synthesis, tmp_path
+):
+    encoder = StyleEncoder(1, 1, 3)
+    generators = {plane: write_generator(plane, style_dim=3, encoder=encoder) for plane in PLANES}
+    cases = make_case("a"), make_case("b")
+    synthesis(*cases).run()
+    for case, painted in zip(cases, open_painted_cases(cases, tmp_path / "planes"), strict=True):
+        assert painted.record["style_seed"] == zlib.crc32(case.case_id.encode())
+        style = style_from_seed(3, painted.record["style_seed"])
+        known = torch.tensor([0, 1, 2, 2])[torch.from_numpy(case.label_map().astype("int64"))]
+        for plane, volume, axis in zip(PLANES, painted.planes(), (2, 1, 0), strict=True):
+            one_by_one = [generators[plane](labels[None, None], style)[0, 0] for labels in known.unbind(axis)]
+            expected = torch.stack(one_by_one, axis).masked_fill(known == 0, -1)
+            torch.testing.assert_close(volume, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_cases_painted_without_style_tell_of_none(make_case, write_generator, synthesis, tmp_path):
+    for plane in PLANES:
+        write_generator(plane)
+    case = make_case()
+    synthesis(case).run()
+    (painted,) = open_painted_cases([case], tmp_path / "planes")
+    assert set(painted.record) == {"prepared_key", "generators", "generator_people"}
 
 
 def test_what_is_painted_is_not_painted_again_until_a_generator_changes(

@@ -8,7 +8,8 @@ import torch
 from trispade.engines import load_checkpoint, save_checkpoint
 from trispade.errors import InputError
 from trispade.inference import load_generator
-from trispade.inference.trained_parts import find_checkpoints
+from trispade.inference.trained_parts import find_checkpoints, shared_style_dim
+from trispade.networks import StyleEncoder
 
 ARCHITECTURE = {"ngf": 2, "hidden": 4, "max_channels": 8}
 SETTINGS = {"spacing_mm": 1.0, "box": [32, 32, 32], "closing_mm": 5.0}
@@ -99,3 +100,38 @@ def test_a_plane_without_a_checkpoint_names_the_stage_to_run(tmp_path, write_gen
     write_generator("axial")
     with pytest.raises(InputError, match=r"spade_coronal/last.pt: .*got none. Run train_spade --plane coronal first"):
         find_checkpoints(tmp_path, "coronal", "last.pt")
+
+
+def load_planes(tmp_path, vocabulary):
+    planes = [path.parent.name.removeprefix("spade_") for path in sorted(tmp_path.glob("spade_*/last.pt"))]
+    return [
+        load_generator(tmp_path / f"spade_{p}" / "last.pt", p, vocabulary, ARCHITECTURE, SETTINGS, "cpu")
+        for p in planes
+    ]
+
+
+def test_generators_with_one_encoder_share_a_style(tmp_path, vocabulary, write_generator, caplog):
+    encoder = StyleEncoder(1, 1, 3)
+    for plane in ("axial", "coronal"):
+        write_generator(plane, style_dim=3, encoder=encoder)
+    assert shared_style_dim(load_planes(tmp_path, vocabulary)) == 3
+    assert caplog.text == ""
+    write_generator("coronal", style_dim=3, encoder=StyleEncoder(1, 1, 3))
+    assert shared_style_dim(load_planes(tmp_path, vocabulary)) == 3
+    assert "style encoders differ" in caplog.text
+
+
+def test_generators_without_style_share_none(tmp_path, vocabulary, write_generator, caplog):
+    for plane in ("axial", "coronal"):
+        write_generator(plane)
+    assert shared_style_dim(load_planes(tmp_path, vocabulary)) == 0
+    assert caplog.text == ""
+
+
+def test_generators_of_different_styles_are_refused(tmp_path, vocabulary, write_generator):
+    write_generator("axial", style_dim=3)
+    write_generator("coronal")
+    with pytest.raises(
+        InputError, match=r"generators: expected the same style_dim in all planes, got 0, 3. Train them"
+    ):
+        shared_style_dim(load_planes(tmp_path, vocabulary))

@@ -13,7 +13,14 @@ from monai.transforms import Compose
 
 from trispade.errors import InputError, find_input_error
 from trispade.labels import load_scheme
-from trispade.transforms import FillBraind, FromWorkingGridd, LoadLabelMapd, MapLabelsd, ToWorkingGridd
+from trispade.transforms import (
+    FillBraind,
+    FromWorkingGridd,
+    LoadLabelMapd,
+    MapLabelsd,
+    ToWorkingGridd,
+    fingerprint,
+)
 
 WHITE_MATTER_LEFT, WHITE_MATTER_RIGHT, HIPPOCAMPUS = 2, 41, 17
 
@@ -102,6 +109,24 @@ def test_the_label_path_ends_in_a_ras_box_of_multiples_of_32_with_a_filled_brain
     assert image.shape == (1, 32, 32, 32)
     assert nib.aff2axcodes(image.affine.numpy()) == ("R", "A", "S")
     assert int((image == load_scheme("freesurfer").vocabulary.index("csf")).sum()) > 100
+
+
+def test_filling_trims_csf_where_the_scheme_says_so_and_the_chains_fingerprint_tells(tmp_path: Path) -> None:
+    ids = np.zeros((40, 40, 40), np.int16)
+    ids[4:36, 4:36, 4:36] = 24
+    ids[10:30, 10:30, 10:30] = 2
+    nib.save(nib.Nifti1Image(ids, np.eye(4)), tmp_path / "a.nii.gz")
+
+    def brain_voxels(scheme: str) -> int:
+        chain = Compose([LoadLabelMapd("image"), MapLabelsd("image", scheme), FillBraind("image", scheme)])
+        return int((chain({"image": tmp_path / "a.nii.gz"})["image"] > 0).sum())
+
+    assert (brain_voxels("freesurfer"), brain_voxels("synthseg")) == (32**3, 20**3)
+    assert fingerprint(FillBraind("image", "freesurfer")) != fingerprint(FillBraind("image", "synthseg"))
+
+
+def test_the_fingerprint_of_a_chain_that_does_not_trim_is_what_caches_were_prepared_with() -> None:
+    assert "trim_csf" not in vars(FillBraind("image", "freesurfer"))
 
 
 def test_a_fixed_box_that_is_too_small_names_the_file(tmp_path: Path) -> None:

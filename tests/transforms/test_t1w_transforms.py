@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,7 +14,7 @@ from monai.transforms import Compose
 
 import trispade
 from trispade.errors import InputError
-from trispade.labels import load_scheme
+from trispade.labels import LabelScheme, load_scheme
 from trispade.transforms import (
     CorrectBiasd,
     FillBraind,
@@ -144,6 +145,102 @@ def test_the_sidecar_says_what_the_volume_is(tmp_path: Path) -> None:
     assert sidecar["ValueRange"] == [0, 255]
     assert sidecar["Model"] == {"preset": "compact"}
     assert sidecar["LabelScheme"] == "freesurfer"
+    assert sidecar["SourceSha256"] == hashlib.sha256((tmp_path / "a_dseg.nii.gz").read_bytes()).hexdigest()
+
+
+MODEL = {"file": "model.pt", "sha256": "5a", "preset": "compact"}
+
+
+def saver(folder: Path, **changes: object) -> SaveSyntheticd:
+    options = {"record": MODEL, "scheme": "freesurfer", "settings": {"unknown_labels": "error"}}
+    return SaveSyntheticd("pred", folder / "out", **{**options, **changes})
+
+
+def test_a_case_is_finished_when_its_volume_and_sidecar_are_there(tmp_path: Path) -> None:
+    data, source = synthetic_case(tmp_path), tmp_path / "a_dseg.nii.gz"
+    assert not saver(tmp_path).is_finished("a", source)
+    volume = Path(saver(tmp_path)(data)["saved_to"])
+    assert saver(tmp_path).is_finished("a", source)
+    assert saver(tmp_path, record={**MODEL, "file": "renamed.pt"}).is_finished("a", source)
+    volume.unlink()
+    assert not saver(tmp_path).is_finished("a", source)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"record": {**MODEL, "sha256": "5b"}},
+        {"record": None},
+        {"scheme": "synthseg"},
+        {"settings": {"unknown_labels": "background"}},
+        {"value_range": (0, 1)},
+        {"dtype": "int16"},
+    ],
+)
+def test_a_volume_of_another_model_scheme_or_setting_is_not_finished(tmp_path: Path, changes: dict) -> None:
+    saver(tmp_path)(synthetic_case(tmp_path))
+    assert not saver(tmp_path, **changes).is_finished("a", tmp_path / "a_dseg.nii.gz")
+
+
+def test_a_volume_of_a_scheme_whose_table_has_changed_since_is_not_finished(tmp_path: Path) -> None:
+    table, source = tmp_path / "own.tsv", tmp_path / "a_dseg.nii.gz"
+    table.with_suffix(".json").write_text('{"vocabulary": "structures"}')
+    table.write_text("id\tname\tclass\n2\twhite\tcerebral_white_matter\n")
+    first = load_scheme(table)
+    saver(tmp_path, scheme=first)(synthetic_case(tmp_path))
+    assert saver(tmp_path, scheme=first).is_finished("a", source)
+    changed = LabelScheme(first.name, first.path, first.vocabulary, {**first.ids, 3: 2})
+    assert not saver(tmp_path, scheme=changed).is_finished("a", source)
+
+
+def test_a_volume_of_a_label_map_that_has_changed_since_or_is_gone_is_not_finished(tmp_path: Path) -> None:
+    source = tmp_path / "a_dseg.nii.gz"
+    saver(tmp_path)(synthetic_case(tmp_path))
+    os.utime(source, (0, 0))
+    assert saver(tmp_path).is_finished("a", source)
+    source.write_bytes(source.read_bytes() + b"more")
+    assert not saver(tmp_path).is_finished("a", source)
+    source.unlink()
+    assert not saver(tmp_path).is_finished("a", source)
+
+
+def test_nothing_counts_as_finished_while_the_hash_of_the_model_is_not_known(tmp_path: Path) -> None:
+    save = saver(tmp_path, record={**MODEL, "sha256": None})
+    save(synthetic_case(tmp_path))
+    assert not save.is_finished("a", tmp_path / "a_dseg.nii.gz")
+
+
+def test_a_stop_between_sidecar_and_volume_leaves_no_old_volume_that_counts_as_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = synthetic_case(tmp_path)
+    saver(tmp_path)(data)
+    other = saver(tmp_path, value_range=(0, 1))
+    replace = Path.replace
+
+    def stop_at_the_volume(self: Path, target: Path) -> Path:
+        if self.name.endswith(".nii.gz"):
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop_at_the_volume)
+        with pytest.raises(KeyboardInterrupt):
+            other(data)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["a_desc-synthetic_T1w.json"]
+    assert not other.is_finished("a", tmp_path / "a_dseg.nii.gz")
+    assert not other.is_in_the_way("a")
+
+
+@pytest.mark.parametrize("sidecar", [None, "{}", "torn {", "[1]", '{"synthetic": true, "GeneratedBy": ["other"]}'])
+def test_a_volume_that_trispade_did_not_make_is_in_the_way(tmp_path: Path, sidecar: str | None) -> None:
+    volume = Path(saver(tmp_path)(synthetic_case(tmp_path))["saved_to"])
+    sidecar_file = volume.with_name("a_desc-synthetic_T1w.json")
+    assert not saver(tmp_path).is_in_the_way("a")
+    assert not saver(tmp_path).is_in_the_way("b")
+    sidecar_file.unlink() if sidecar is None else sidecar_file.write_text(sidecar)
+    assert saver(tmp_path).is_in_the_way("a")
+    assert not saver(tmp_path).is_finished("a", tmp_path / "a_dseg.nii.gz")
 
 
 def test_a_case_id_names_the_output(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trispade.engines.style import case_of_slices
+from trispade.networks.style_encoder import draw_style
+
 Loss = Callable[..., Tensor]
 Features = list[list[Tensor]]
 
@@ -20,8 +23,9 @@ Features = list[list[Tensor]]
 class SpadeTrainer(SupervisedTrainer):
     """Alternates one generator step and one discriminator step on the same batch of slices.
 
-    A batch holds ``label_map`` (B, 1, H, W) class indices and ``t1w`` (B, 1, H, W) in [-1, 1]. After an iteration,
-    ``state.output`` holds both, ``pred`` (B, 1, H, W), ``loss`` (the generator's sum) and each loss by name.
+    A batch holds ``label_map`` (B, 1, H, W) class indices and ``t1w`` (B, 1, H, W) in [-1, 1]; for a style encoder also
+    ``case_id``, a name a slice. After an iteration, ``state.output`` holds both images, ``pred`` (B, 1, H, W), ``loss``
+    (the generator's sum) and each loss by name.
 
     Args:
         device: where the networks are.
@@ -37,6 +41,10 @@ class SpadeTrainer(SupervisedTrainer):
         feature_matching_weight: its weight.
         perceptual: fake and real image -> scalar, or None.
         perceptual_weight: its weight.
+        encoder: estimates mean and log variance of a slice's style code, which the generator then gets; None for no
+            style. It learns in the generator's step: give its parameters to ``optimizer``.
+        style_divergence: mean and log variance -> scalar; needed with an encoder.
+        style_divergence_weight: its weight.
         amp: autocast: on CUDA bfloat16, or float16 with loss scaling where the card has no bfloat16; on CPU bfloat16.
         epoch_length: iterations an epoch; the loader's length if None.
         train_handlers: MONAI or Ignite handlers.
@@ -45,7 +53,8 @@ class SpadeTrainer(SupervisedTrainer):
         scalers: name to gradient scaler; `TrainingState` keeps their state.
 
     Source: Park et al. 2019, section 3 and appendix A. There the fake is painted anew for the discriminator's step,
-    after the generator's; here both steps share one forward pass of the generator.
+    after the generator's; here both steps share one forward pass of the generator. There each image has its own style;
+    here the slices of one volume in a batch share a code, drawn from the mean of their estimates.
     """
 
     def __init__(
@@ -63,6 +72,9 @@ class SpadeTrainer(SupervisedTrainer):
         feature_matching_weight: float,
         perceptual: Loss | None = None,
         perceptual_weight: float = 0.0,
+        encoder: nn.Module | None = None,
+        style_divergence: Loss | None = None,
+        style_divergence_weight: float = 0.0,
         amp: bool = False,
         epoch_length: int | None = None,
         train_handlers: Sequence | None = None,
@@ -85,6 +97,9 @@ class SpadeTrainer(SupervisedTrainer):
         self.feature_matching_weight = feature_matching_weight
         self.perceptual = perceptual
         self.perceptual_weight = perceptual_weight
+        self.encoder = encoder
+        self.style_divergence = style_divergence
+        self.style_divergence_weight = style_divergence_weight
         self.mixed_precision = amp
         self.amp_dtype = _autocast_dtype(self.state.device)
         scales_losses = amp and self.amp_dtype == torch.float16
@@ -93,23 +108,26 @@ class SpadeTrainer(SupervisedTrainer):
             for name in ("generator_scaler", "discriminator_scaler")
         }
 
-    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> dict[str, Tensor]:
         label_map = batchdata["label_map"].to(engine.state.device, non_blocking=self.non_blocking)
         t1w = batchdata["t1w"].to(engine.state.device, non_blocking=self.non_blocking)
         output = {"label_map": label_map, "t1w": t1w}
         engine.state.output = output
-        self._generator_step(label_map, t1w, output)
+        self._generator_step(label_map, t1w, output, batchdata.get("case_id", ()))
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         self._discriminator_step(label_map, t1w, output)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return output
 
-    def _generator_step(self, label_map: Tensor, t1w: Tensor, output: dict[str, Tensor]) -> None:
+    def _generator_step(
+        self, label_map: Tensor, t1w: Tensor, output: dict[str, Tensor], case_ids: Sequence[str] = ()
+    ) -> None:
         # In eval mode spectral norm does not iterate, so that not even the discriminator's buffers change.
         self.discriminator.requires_grad_(False).eval()
         self.network.train()
         with self._autocast():
-            fake = self.network(label_map)
+            style, style_losses = self._estimate_style(t1w, case_ids)
+            fake = self.network(label_map, style)
             features_fake, features_real = self._discriminate(label_map, fake, t1w)
             losses = {
                 "adversarial": self.loss_function(features_fake),
@@ -117,10 +135,24 @@ class SpadeTrainer(SupervisedTrainer):
             }
             if self.perceptual is not None:
                 losses["perceptual"] = self.perceptual_weight * self.perceptual(fake, t1w)
+            losses.update(style_losses)
             loss = torch.stack(list(losses.values())).sum()
         _step(loss, self.optimizer, self.scalers["generator_scaler"])
         output.update({name: value.detach() for name, value in losses.items()})
         output.update(pred=fake.detach(), loss=loss.detach())
+
+    def _estimate_style(self, t1w: Tensor, case_ids: Sequence[str]) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Draw a code for each case of the batch; give each slice its case's, (B, style_dim), and the loss by name."""
+        if self.encoder is None:
+            return None, {}
+        assert self.style_divergence is not None
+        cases = case_of_slices(case_ids).to(t1w.device)
+        mean, log_variance = (
+            torch.stack([estimate[cases == case].float().mean(dim=0) for case in cases.unique()])
+            for estimate in self.encoder(t1w)
+        )
+        loss = self.style_divergence_weight * self.style_divergence(mean, log_variance)
+        return draw_style(mean, log_variance)[cases], {"style_divergence": loss}
 
     def _discriminator_step(self, label_map: Tensor, t1w: Tensor, output: dict[str, Tensor]) -> None:
         self.discriminator.requires_grad_(True).train()

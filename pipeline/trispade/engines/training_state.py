@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from trispade.engines.checkpoints import checkpoint_exists, load_checkpoint, save_checkpoint
 from trispade.engines.records import check_record
@@ -40,10 +42,14 @@ class TrainingState:
     `trispade.data.StreamBatchSampler`), the resumed run computes what the uninterrupted one would have computed. Give
     the loader a ``generator`` of its own: it draws a number whenever an epoch starts or is taken up again.
 
+    Learning rates are those of the configuration, not of the checkpoint: a run may be taken up with more epochs or
+    another rate, and goes on at the rate that its own schedule gives for its epoch.
+
     Args:
         folder: of the stage; gets ``last.pt`` and ``best.pt``.
-        objects: name to network, optimizer, scheduler: whatever has a ``state_dict``. The trainer's own ``scalers``, if
-            it has any, are kept as well.
+        objects: name to network, optimizer, scheduler: whatever has a ``state_dict``; those that are None are left
+            out. The trainer's own ``scalers``, if it has any, are kept as well. Schedulers other than `LambdaLR` take
+            up their stored rates.
         record: plain values that describe the run; those in ``must_match`` must be the same on resuming.
         sampler: the `StreamBatchSampler` of the trainer's loader.
         must_match: keys of the record that a checkpoint must share with the run.
@@ -63,7 +69,7 @@ class TrainingState:
         part_mib: float | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.objects = dict(objects)
+        self.objects = {name: item for name, item in objects.items() if item is not None}
         self.record = dict(record)
         self.sampler = sampler
         self.must_match = must_match
@@ -87,7 +93,10 @@ class TrainingState:
         expected = {key: self.record[key] for key in self.must_match if key in self.record}
         remedy = f"Go back to the settings, data and generators of that run, or remove {self.folder} to start anew."
         check_record(path, checkpoint.get("record", {}), remedy, **expected)
+        configured = {name: _base_rates(item) for name, item in self.objects.items() if isinstance(item, Optimizer)}
         self._load_objects(path, checkpoint["objects"])
+        for name, rates in configured.items():
+            self._set_rates(name, rates)
         engine.state.iteration = self.sampler.iteration = checkpoint["iteration"]
         engine.state.epoch = checkpoint["iteration"] // engine.state.epoch_length
         self.best_metric = checkpoint["best_metric"]
@@ -119,6 +128,25 @@ class TrainingState:
         for name, scaler in self._scalers().items():
             if states.get(name):  # empty if the run so far needed no scaling of the loss
                 scaler.load_state_dict(states[name])
+
+    def _set_rates(self, name: str, base_rates: list[float]) -> None:
+        """Give an optimizer the rates that its configured schedule has for the epoch that the checkpoint came to."""
+        optimizer, rates = self.objects[name], base_rates
+        schedulers = [item for item in self.objects.values() if isinstance(item, LRScheduler)]
+        for scheduler in schedulers:
+            if scheduler.optimizer is not optimizer:
+                continue
+            if not isinstance(scheduler, LambdaLR):
+                return
+            factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+            rates = [base * factor for base, factor in zip(base_rates, factors, strict=True)]
+            scheduler.base_lrs, scheduler._last_lr = list(base_rates), list(rates)
+        for group, base, rate in zip(optimizer.param_groups, base_rates, rates, strict=True):
+            if group["lr"] != rate:
+                logger.info("%s goes on at a learning rate of %g; its checkpoint had %g", name, rate, group["lr"])
+            group["lr"] = rate
+            if "initial_lr" in group:
+                group["initial_lr"] = base
 
     def _scalers(self) -> Mapping[str, torch.amp.GradScaler]:
         return getattr(self.trainer, "scalers", {})
@@ -165,6 +193,11 @@ class KeepBest:
     def attach(self, engine: Engine) -> None:
         """Register with the validating engine."""
         engine.add_event_handler(Events.COMPLETED, self.state.keep_best)
+
+
+def _base_rates(optimizer: Optimizer) -> list[float]:
+    """Give the rates that an optimizer was made with; a scheduler keeps them as ``initial_lr``."""
+    return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
 
 
 def constant_then_linear(total_epochs: int, decay_from: float) -> Callable[[int], float]:

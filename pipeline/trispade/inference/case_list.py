@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ from trispade.errors import InputError
 from trispade.inference.model_files import read_model_record
 from trispade.labels import LabelScheme
 from trispade.manifests import Case, Manifest, read_manifest
-from trispade.transforms import output_files
+from trispade.transforms import SaveSyntheticd, output_files
 from trispade.transforms.label_map import SUFFIX
+
+logger = logging.getLogger(__name__)
 
 _LABEL_MAP_ENDINGS = (".nii.gz", ".nii")
 
@@ -54,7 +57,8 @@ def _list_manifest(
     manifest: Manifest, splits: Sequence[str] | None, scheme: LabelScheme | None
 ) -> list[dict[str, Any]]:
     own = manifest.label_scheme
-    if scheme is not None and (own.ids, own.vocabulary) != (scheme.ids, scheme.vocabulary):
+    same = ("ids", "vocabulary", "trim_csf")
+    if scheme is not None and any(getattr(own, each) != getattr(scheme, each) for each in same):
         raise InputError.of(
             manifest.path,
             f"label maps of scheme {scheme.name!r}",
@@ -97,42 +101,79 @@ def _case_id(path: Path, joiner: str | None = None) -> str:
     return name
 
 
-def list_pairs(manifest: Manifest, splits: Sequence[str], model_file: str | Path) -> list[dict[str, Any]]:
-    """List the scans to evaluate on: ``{"case_id", "person_id", "image" (label map), "t1w"}``, paths as text.
+def list_pairs(manifest: Manifest, splits: Sequence[str], model_files: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """List the scans to evaluate on.
+
+    ``{"case_id", "person_id", "image" (the label map), "t1w"}``, paths as text, and both paths again as ``label_path`` and
+    ``t1w_path``, which transforms leave as they are.
 
     Args:
         manifest: whose cases they are.
         splits: names of splits.
-        model_file: the model that is evaluated.
+        model_files: the models that are evaluated.
 
     Raises:
-        InputError: if no case of these splits has a scan, or if the model was trained on one of their people.
+        InputError: if no case of these splits has a scan, or if a model was trained on one of their people. Person 01
+            of another data set is another person; where a model does not tell its data set, it counts as this one.
     """
     cases = _some(manifest, [case for case in manifest.select(splits) if case.image is not None])
-    parts = read_model_record(model_file).get("training", {}).values()
-    seen = {case.person_id for case in cases} & {person for part in parts for person in part.get("people", ())}
-    if seen:
-        raise InputError.of(
-            manifest.path,
-            "people whom the model has not seen",
-            f"{', '.join(sorted(seen))}, on whom {model_file} was trained",
-            "Choose other --splits, or a model that was trained on other people.",
-        )
-    return [{"case_id": c.case_id, "person_id": c.person_id, "image": str(c.label), "t1w": str(c.image)} for c in cases]
+    people = {case.person_id for case in cases}
+    for model_file in model_files:
+        parts = read_model_record(model_file).get("training", {}).values()
+        seen = {
+            person
+            for part in parts
+            if part.get("dataset") in (None, manifest.name)
+            for person in people.intersection(part.get("people", ()))
+        }
+        if seen:
+            raise InputError.of(
+                manifest.path,
+                "people whom the model has not seen",
+                f"{', '.join(sorted(seen))}, on whom {model_file} was trained",
+                "Choose other --splits, or a model that was trained on other people.",
+            )
+    return [_pair(case.case_id, case.person_id, str(case.label), str(case.image)) for case in cases]
 
 
-def leave_finished_out(
-    cases: Sequence[dict[str, Any]], output_dir: str | Path, overwrite: bool
-) -> list[dict[str, Any]]:
-    """Leave out the cases whose volume and sidecar are in the output folder already, unless they are to be overwritten.
+def _pair(case_id: str, person_id: str, label: str, t1w: str) -> dict[str, Any]:
+    paths = {"image": label, "t1w": t1w, "label_path": label, "t1w_path": t1w}
+    return {"case_id": case_id, "person_id": person_id, **paths}
+
+
+def leave_finished_out(cases: Sequence[dict[str, Any]], save: SaveSyntheticd, overwrite: bool) -> list[dict[str, Any]]:
+    """Leave out the cases that are finished already, unless they are to be made again.
+
+    A case is finished if its volume is there and its sidecar tells that it was made from this label map by this model,
+    with this scheme and these settings; any other volume of trispade's is made again.
+
+    Args:
+        cases: from `list_label_maps`.
+        save: the transform that writes the volumes.
+        overwrite: make all of them again, and replace what else there is under their names.
 
     Raises:
-        InputError: if the output folder cannot be written to, before any time is spent on a case.
+        InputError: before any time is spent on a case, if the output folder cannot be written to, or if there are files
+            in it under a case's name that trispade did not make.
     """
-    _check_writable(Path(output_dir))
+    folder = Path(save.output_dir)
+    _check_writable(folder)
     if overwrite:
         return list(cases)
-    return [case for case in cases if not all(file.exists() for file in output_files(output_dir, case["case_id"]))]
+    case_ids = [case["case_id"] for case in cases]
+    in_the_way = [output_files(folder, case_id)[0].name for case_id in case_ids if save.is_in_the_way(case_id)]
+    if in_the_way:
+        raise InputError.of(
+            folder,
+            "no files under the names of the volumes that trispade did not make",
+            ", ".join(in_the_way),
+            "Move them, choose another --output_dir, or set overwrite.",
+        )
+    unfinished = [case for case in cases if not save.is_finished(case["case_id"], case["image"])]
+    if len(unfinished) < len(cases):
+        left_alone = len(cases) - len(unfinished)
+        logger.info("%d of %d volumes are finished in %s and left alone", left_alone, len(cases), folder)
+    return unfinished
 
 
 def _check_writable(folder: Path) -> None:

@@ -11,7 +11,9 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 from tqdm import tqdm
 
+from trispade.errors import InputError
 from trispade.geometry import PLANES, Plane, slice_volume, stack_slices
+from trispade.networks.style_encoder import style_from_seed
 
 BACKGROUND = -1.0
 
@@ -24,15 +26,22 @@ class PlaneInferer(Inferer):
         batch_size: slices at a time.
         amp: autocast to bfloat16.
         on_progress: called with the number of slices that have just been dealt with.
+        style: (1, style_dim) code of all slices; None is the mean style, or no style.
     """
 
     def __init__(
-        self, plane: Plane, batch_size: int, amp: bool = False, on_progress: Callable[[int], object] | None = None
+        self,
+        plane: Plane,
+        batch_size: int,
+        amp: bool = False,
+        on_progress: Callable[[int], object] | None = None,
+        style: Tensor | None = None,
     ) -> None:
         self.plane = plane
         self.batch_size = batch_size
         self.amp = amp
         self.on_progress = on_progress
+        self.style = style
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Paint volumes.
@@ -55,8 +64,9 @@ class PlaneInferer(Inferer):
         painted = torch.full(slices.shape, BACKGROUND, device=slices.device)
         labelled = (slices > 0).flatten(1).any(dim=1).nonzero()[:, 0]
         for batch in labelled.split(self.batch_size):
+            style = () if self.style is None else (self.style.to(slices.device).expand(len(batch), -1),)
             with autocast(slices.device, self.amp):
-                painted[batch] = network(slices[batch]).float()
+                painted[batch] = network(slices[batch], *style).float()
             self._report(len(batch))
         self._report(len(slices) - len(labelled))
         return stack_slices(painted.masked_fill_(slices == 0, BACKGROUND), self.plane)
@@ -75,6 +85,8 @@ class TriplanarInferer(Inferer):
         amp: autocast to bfloat16.
         return_planes: return the three painted volumes before the fused one.
         progress: show a progress bar for each volume.
+        style_seed: draws the style code that all slices, planes and volumes share, from N(0, 1), for a model that was
+            trained with style; None is the code of zeros, the mean style.
     """
 
     def __init__(
@@ -84,12 +96,14 @@ class TriplanarInferer(Inferer):
         amp: bool = False,
         return_planes: bool = False,
         progress: bool = False,
+        style_seed: int | None = None,
     ) -> None:
         self.slice_batch_size = slice_batch_size
         self.fusion = fusion
         self.amp = amp
         self.return_planes = return_planes
         self.progress = progress
+        self.style_seed = style_seed
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Turn label maps into T1w volumes.
@@ -105,13 +119,17 @@ class TriplanarInferer(Inferer):
         Returns:
             (B, 1, X, Y, Z) float32 in [-1, 1], -1 where there is no label; with ``return_planes`` (B, 4, X, Y, Z):
             axial, coronal, sagittal, fused.
+
+        Raises:
+            InputError: if there is a style seed and the model has no style.
         """
+        style = self._style(network)
         label_map = network.class_table[inputs.round().long()]
         with tqdm(
             total=sum(inputs.shape[2:]) * len(inputs), desc="paint", unit="slice", disable=not self.progress
         ) as bar:
             planes = torch.cat(
-                [self._painter(plane, bar)(label_map, network.generators[plane]) for plane in PLANES], dim=1
+                [self._painter(plane, bar, style)(label_map, network.generators[plane]) for plane in PLANES], dim=1
             )
             bar.set_description_str("fuse")
             with autocast(inputs.device, self.amp):
@@ -119,8 +137,15 @@ class TriplanarInferer(Inferer):
         fused = fused.clamp(-1.0, 1.0).masked_fill(label_map == 0, BACKGROUND)
         return torch.cat([planes, fused], dim=1) if self.return_planes else fused
 
-    def _painter(self, plane: Plane, bar: tqdm) -> PlaneInferer:
-        return PlaneInferer(plane, self.slice_batch_size, self.amp, bar.update)
+    def _painter(self, plane: Plane, bar: tqdm, style: Tensor | None) -> PlaneInferer:
+        return PlaneInferer(plane, self.slice_batch_size, self.amp, bar.update, style)
+
+    def _style(self, network: Any) -> Tensor | None:
+        if self.style_seed is None:
+            return None
+        if not network.style_dim:
+            raise InputError.of("style_seed", "a model that was trained with style", "one without", "Set it to null.")
+        return style_from_seed(network.style_dim, self.style_seed)
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,13 @@ from trispade.data import plain_settings
 from trispade.engines import check_record, checkpoint_exists, hash_tensors, load_checkpoint, save_checkpoint
 from trispade.errors import InputError
 from trispade.geometry import PLANES, Plane
-from trispade.inference.trained_parts import TrainedGenerator, find_checkpoints, load_generator
+from trispade.inference.trained_parts import (
+    TrainedGenerator,
+    find_checkpoints,
+    load_generator,
+    require_full_generator,
+    shared_style_dim,
+)
 from trispade.labels import Vocabulary
 from trispade.networks import TriplanarSynthesizer, assemble, load_weights
 from trispade.nifti import replacing
@@ -41,14 +47,17 @@ def export_model(
 ) -> str:
     """Assemble three trained generators and the fusion net into the model that inference loads.
 
+    With cross-fitting, the generators of the folds paint what the fusion net learns from, and stay behind: into the
+    model goes, for each plane, one that was trained without ``held_out_fold``, on all people.
+
     Args:
-        checkpoints_dir: folder with ``spade_<plane>/``.
+        checkpoints_dir: folder with ``spade_<plane>/`` and, for cross-fitting, ``spade_<plane>_fold<k>/``.
         generator_checkpoint: ``last.pt`` or ``best.pt``.
         fusion_dir: folder of the fusion net's checkpoints.
         fusion_checkpoint: ``last.pt`` or ``best.pt``; ``last.pt`` if the best was never kept.
         model_file: the state dict; the record goes beside it, with the ending ``.json``.
         vocabulary: that all parts must have.
-        architecture: of the generators.
+        architecture: of the generators; their style is that of their training.
         fusion_architecture: of the fusion net.
         settings: of the prepared cache that all parts must have been trained on.
         dtype: of the stored weights, ``float16`` or ``float32``.
@@ -57,14 +66,18 @@ def export_model(
         One line that says what was written.
 
     Raises:
-        InputError: if a part is missing or torn, or belongs to another vocabulary or preset, if the fusion net has
-            learnt from the volumes of other generators, or if there is a model of another preset at ``model_file``.
+        InputError: if a part is missing or torn, or belongs to another vocabulary or preset, if a plane has generators
+            of folds alone, if the fusion net has learnt from the volumes of other generators, or if there is a model of
+            another preset at ``model_file``.
     """
-    paths = {plane: find_checkpoints(checkpoints_dir, plane, generator_checkpoint)[0] for plane in PLANES}
-    generators = {
-        plane: load_generator(path, plane, vocabulary, architecture, settings, "cpu") for plane, path in paths.items()
-    }
-    fusion = _load_fusion(Path(fusion_dir) / fusion_checkpoint, vocabulary, fusion_architecture, settings, generators)
+    present: dict[Plane, list[TrainedGenerator]] = {}
+    for plane in PLANES:
+        paths = find_checkpoints(checkpoints_dir, plane, generator_checkpoint)
+        require_full_generator(paths, plane)
+        present[plane] = [load_generator(path, plane, vocabulary, architecture, settings, "cpu") for path in paths]
+    generators = {plane: candidates[0] for plane, candidates in present.items()}
+    shared_style_dim(generators.values())
+    fusion = _load_fusion(Path(fusion_dir) / fusion_checkpoint, vocabulary, fusion_architecture, settings, present)
     _keep_other_presets(model_file, str(fusion["record"].get("preset")))
     trained = sorted(set.intersection(*(set(g.record["trained_classes"]) for g in generators.values())))
     model = assemble(
@@ -72,14 +85,14 @@ def export_model(
         fusion["objects"]["network"],
         class_table=vocabulary.fallback_table(trained).tolist(),
         num_classes=vocabulary.num_classes,
-        **architecture,
+        **generators["axial"].record["architecture"],
         **_fusion_arguments(fusion_architecture),
     )
     state = _stored(model, dtype)
     record = {
         "trispade_version": __version__,
         "vocabulary": vocabulary.to_dict(),
-        "architecture": dict(architecture),
+        "architecture": dict(generators["axial"].record["architecture"]),
         "fusion_architecture": dict(fusion_architecture),
         "spacing_mm": settings["spacing_mm"],
         "closing_mm": settings["closing_mm"],
@@ -168,7 +181,7 @@ def _load_fusion(
     vocabulary: Vocabulary,
     architecture: Mapping[str, Any],
     settings: Mapping[str, Any],
-    generators: Mapping[Plane, TrainedGenerator],
+    present: Mapping[Plane, Sequence[TrainedGenerator]],
 ) -> dict[str, Any]:
     if not checkpoint_exists(path):
         path = path.with_name("last.pt")
@@ -176,8 +189,8 @@ def _load_fusion(
     record = fusion.get("record", {})
     check_record(path, record, vocabulary=vocabulary.to_dict(), architecture=dict(architecture))
     check_record(path, record, settings=plain_settings(settings))
-    for plane, generator in generators.items():
-        if generator.hash not in record["generators"][plane]:
+    for plane, generators in present.items():
+        if not set(record["generators"][plane]) <= {generator.hash for generator in generators}:
             raise InputError.of(
                 path,
                 f"a fusion net that learnt from the present {plane} generator",

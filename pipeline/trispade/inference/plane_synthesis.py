@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ from trispade.data.painted import painted_folder
 from trispade.errors import InputError
 from trispade.geometry import PLANES, Plane
 from trispade.inference.inferer import PlaneInferer
-from trispade.inference.trained_parts import TrainedGenerator, find_checkpoints, load_generator
+from trispade.inference.trained_parts import TrainedGenerator, find_checkpoints, load_generator, shared_style_dim
 from trispade.labels import Vocabulary
+from trispade.networks.style_encoder import style_from_seed
 
 logger = logging.getLogger(__name__)
 
 
 class PlaneSynthesis:
     """Paints prepared cases in three planes, each with generators that were not trained on its person.
+
+    Generators with style get one code a case for all planes, drawn by the case's name: the fusion net meets many.
 
     Args:
         cases: prepared cases.
@@ -62,6 +66,7 @@ class PlaneSynthesis:
             ]
             for plane in PLANES
         }
+        self.style_dim = shared_style_dim(each for candidates in self.generators.values() for each in candidates)
 
     def run(self) -> str:
         """Paint every case that has not been painted by these generators; return one line that says what was done.
@@ -100,13 +105,16 @@ class PlaneSynthesis:
             return 0
         label_map = torch.from_numpy(case.label_map().astype("int64")).to(self.device)[None, None]
         planes: dict[Plane, torch.Tensor] = {}
+        style_seed = zlib.crc32(case.case_id.encode())
+        style = style_from_seed(self.style_dim, style_seed) if self.style_dim else None
         for plane, generator in generators.items():
-            paint = PlaneInferer(plane, self.batch_size, self.amp)
+            paint = PlaneInferer(plane, self.batch_size, self.amp, style=style)
             planes[plane] = paint(generator.class_table[label_map], generator.network)[0, 0]
         record = {
             "prepared_key": case.key,
             "generators": {plane: generator.hash for plane, generator in generators.items()},
             "generator_people": sorted(frozenset().union(*(generator.people for generator in generators.values()))),
+            **({"style_seed": style_seed} if self.style_dim else {}),
         }
         store_painted_case(folder, planes, record)
         return 1

@@ -56,6 +56,11 @@ def draw_style(mean: Tensor, log_variance: Tensor) -> Tensor:
     return mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
 
 
+def style_from_seed(style_dim: int, seed: int) -> Tensor:
+    """Draw a code (1, style_dim) from the prior N(0, 1), the same for a seed on every machine."""
+    return torch.randn(1, style_dim, generator=torch.Generator().manual_seed(seed))
+
+
 def _halving_layer(in_channels: int, out_channels: int) -> nn.Module:
     convolution = initialised(nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False))
     return nn.Sequential(convolution, nn.InstanceNorm2d(out_channels), nn.LeakyReLU(LEAKY_SLOPE))

@@ -122,6 +122,7 @@ class TriplanarSynthesizer(nn.Module):
         class_table: Iterable[int] | None = None,
     ) -> None:
         super().__init__()
+        self.style_dim = style_dim or 0
         self.slices_per_step = slices_per_step
         self.generators = nn.ModuleDict(
             {plane: SpadeGenerator(num_classes, 1, ngf, hidden, max_channels, style_dim, False) for plane in PLANES}
@@ -215,11 +216,13 @@ def assemble(
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load a state dict that must fit exactly.
+    """Load a state dict that must fit exactly; only a style is the model's own matter, and is taken up if it has one.
 
     Raises:
         InputError: that names the first weight that does not fit.
     """
+    if isinstance(network, TriplanarSynthesizer) and not network.style_dim:
+        _take_up_style(network, state)
     wanted = {key: value.shape for key, value in network.state_dict().items()}
     found = {key: getattr(value, "shape", None) for key, value in state.items()}
     misfits = [key for key in sorted(wanted | found) if wanted.get(key) != found.get(key)]
@@ -232,6 +235,16 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> 
             "Use the preset and the vocabulary that it was trained with.",
         )
     network.load_state_dict(state)
+
+
+def _take_up_style(synthesizer: TriplanarSynthesizer, state: Mapping[str, Tensor]) -> None:
+    """Add the layers that a style code goes through where a state dict has them."""
+    for plane, generator in synthesizer.generators.items():
+        assert isinstance(generator, SpadeGenerator)
+        weight = state.get(f"generators.{plane}.style.weight")
+        if weight is not None:
+            generator.style = nn.Linear(weight.shape[1], generator.head.out_channels)
+            generator.style_dim = synthesizer.style_dim = weight.shape[1]
 
 
 def _shape(shape: torch.Size | None) -> str:

@@ -5,6 +5,9 @@ The way back ends in a NIfTI file on the label map's own grid, with a sidecar th
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,14 @@ from trispade.errors import InputError
 from trispade.geometry import Grid, WorkingGrid
 from trispade.labels import LabelScheme, fill_brain, load_scheme
 from trispade.nifti import name_without_suffix, read_label_map, write_nifti
+from trispade.transforms.fingerprint import fingerprint
 
 BACKGROUND_VALUE = -1.0
 CSF_CLASS = "csf"
 SUFFIX = "_desc-synthetic_T1w"
+MAKER = "trispade"
+MADE_WITH = ("SourceSha256", "LabelScheme", "LabelSchemeSha256", "ValueRange", "DataType", "Settings")
+"""Entries of a sidecar that, with the hash of the model, decide what the volume is."""
 _LABEL_SUFFIXES = ("_dseg", "_labels", "_label", "_seg")
 
 Data = Mapping[Hashable, Any]
@@ -123,6 +130,8 @@ class ToWorkingGridd(MapTransform):
 class FillBraind(MapTransform):
     """Give the unlabelled voxels inside the brain (sulci, meninges) the class CSF; the brain mask is then `> 0`.
 
+    Where the scheme says `trim_csf`, CSF does not extend the brain (`trispade.labels.fill_brain`).
+
     Args:
         keys: label maps, (1, X, Y, Z) class indices on any grid.
         scheme: the scheme they were mapped with.
@@ -136,6 +145,8 @@ class FillBraind(MapTransform):
         super().__init__(keys)
         self.scheme = load_scheme(scheme)
         self.closing_mm = float(closing_mm)
+        if self.scheme.trim_csf:
+            self.trim_csf = True  # tells the cache's key, which stays what it was for all other schemes
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """Fill each label map."""
@@ -184,7 +195,8 @@ class SaveSyntheticd(MapTransform):
     """Write `<case>_desc-synthetic_T1w.nii.gz` and its JSON sidecar on the grid of the input label map.
 
     The case is `data["case_id"]`, or else the input's file name. The voxels outside the brain (at -1) are exactly the
-    lower end of the value range. `data["saved_to"]` holds the path.
+    lower end of the value range. `data["saved_to"]` holds the path. At any moment a volume with a sidecar is the volume
+    that the sidecar tells of, so that a run that was stopped can go on (`is_finished`).
 
     Args:
         keys: volumes, (1, X, Y, Z) in [-1, 1] on the source grid (after `FromWorkingGridd`).
@@ -192,8 +204,9 @@ class SaveSyntheticd(MapTransform):
         label_key: the input label map; its file gives the space codes and the name.
         value_range: what -1 and 1 become.
         dtype: "float32", or "int16", which rounds.
-        record: what the sidecar says of the model (JSON-able).
-        scheme: name of the label scheme, for the sidecar.
+        record: what the sidecar says of the model (JSON-able); ``sha256`` is the hash of its weights.
+        scheme: the label scheme, for the sidecar.
+        settings: other settings that change the volume (JSON-able), for the sidecar.
 
     Raises:
         InputError: if the folder cannot be written to, or the dtype or range is none of those.
@@ -207,7 +220,8 @@ class SaveSyntheticd(MapTransform):
         value_range: Sequence[float] = (0, 255),
         dtype: str = "float32",
         record: Mapping[str, Any] | None = None,
-        scheme: str | None = None,
+        scheme: str | Path | LabelScheme | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(keys)
         if dtype not in ("float32", "int16"):
@@ -220,7 +234,8 @@ class SaveSyntheticd(MapTransform):
         self.value_range = (low, high)
         self.dtype = dtype
         self.record = None if record is None else dict(record)
-        self.scheme = scheme
+        self.scheme = None if scheme is None else load_scheme(scheme)
+        self.settings = dict(settings or {})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write each volume."""
@@ -230,9 +245,28 @@ class SaveSyntheticd(MapTransform):
             path, _ = output_files(self.output_dir, case_name(result, source))
             volume = self._to_value_range(array_of(result[key]))
             like = source if source and Path(source).is_file() else None
+            with contextlib.suppress(OSError):  # what cannot be removed cannot be written either, and that is reported
+                path.unlink()  # the new sidecar, which is there first, must not tell of the old volume
             write_nifti(path, volume, affine_of(result[key]), like, self.dtype, self._sidecar(source))
             result["saved_to"] = str(path)
         return result
+
+    def is_finished(self, case_id: str, source: str | Path) -> bool:
+        """Tell whether a case's volume is there, made from this very file by this model with these settings."""
+        path, sidecar_file = output_files(self.output_dir, case_id)
+        if not path.exists() or not Path(source).is_file():
+            return False
+        found, wanted = _read_sidecar(sidecar_file), json.loads(json.dumps(self._sidecar(str(source))))
+        model, wanted_model = found.get("Model") or {}, wanted["Model"] or {}
+        same_model = wanted_model.get("sha256") is not None and wanted_model["sha256"] == model.get("sha256")
+        return same_model and all(key in found and found[key] == wanted[key] for key in MADE_WITH)
+
+    def is_in_the_way(self, case_id: str) -> bool:
+        """Tell whether there is a file of the case's name that trispade did not make."""
+        files = output_files(self.output_dir, case_id)
+        sidecar = _read_sidecar(files[1])
+        ours = sidecar.get("synthetic") is True and MAKER in json.dumps(sidecar.get("GeneratedBy"))
+        return any(file.exists() for file in files) and not ours
 
     def _to_value_range(self, volume: np.ndarray) -> np.ndarray:
         low, high = self.value_range
@@ -240,17 +274,30 @@ class SaveSyntheticd(MapTransform):
         return np.rint(scaled) if self.dtype == "int16" else scaled
 
     def _sidecar(self, source: str) -> dict[str, Any]:
+        scheme, file = self.scheme, Path(source)
         return {
             "synthetic": True,
             "Description": "T1w volume synthesized from a label map; no scan of a person",
             "Sources": [source],
-            "GeneratedBy": [{"Name": "trispade", "Version": trispade.__version__}],
-            "LabelScheme": self.scheme,
+            "SourceSha256": hashlib.sha256(file.read_bytes()).hexdigest() if source and file.is_file() else None,
+            "GeneratedBy": [{"Name": MAKER, "Version": trispade.__version__}],
+            "LabelScheme": None if scheme is None else scheme.name,
+            "LabelSchemeSha256": None if scheme is None else fingerprint([scheme, scheme.trim_csf]),
             "ValueRange": list(self.value_range),
             "DataType": self.dtype,
             "Scaling": "linear: network output -1 (background) and 1 are the ends of ValueRange",
+            "Settings": self.settings,
             "Model": self.record,
         }
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    """Read a JSON sidecar; empty if there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def output_files(output_dir: str | Path, case_id: str) -> tuple[Path, Path]:
@@ -280,11 +327,12 @@ def tensor_of_file(volume: np.ndarray, affine: np.ndarray, path: str | Path) -> 
 
 
 def filled_indices(label_map: torch.Tensor, scheme: LabelScheme, closing_mm: float, key: Hashable) -> np.ndarray:
-    """Fill the brain of a (1, X, Y, Z) label map of class indices; gives (X, Y, Z)."""
+    """Fill the brain of a (1, X, Y, Z) label map of class indices as its scheme asks for; gives (X, Y, Z)."""
     indices = array_of(label_map)
     spacing_mm = Grid(indices.shape, affine_of(label_map)).spacing_mm
     csf_index = scheme.vocabulary.index(CSF_CLASS)
-    return fill_brain(indices, spacing_mm, csf_index, closing_mm, source=name_of(label_map, key))
+    source = name_of(label_map, key)
+    return fill_brain(indices, spacing_mm, csf_index, closing_mm, source=source, trim_csf=scheme.trim_csf)
 
 
 def affine_of(volume: torch.Tensor) -> np.ndarray:
