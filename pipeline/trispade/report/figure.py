@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def save_triplanar_figure(
     volumes = list(columns.values())
     if not volumes or any(volume.shape != volumes[0].shape for volume in volumes):
         raise ValueError(f"columns: expected volumes of one shape, got {[volume.shape for volume in volumes]}")
-    box = _bounding_box(volumes[0])
+    box = bounding_box(volumes[0])
     centre = [(s.start + s.stop) // 2 for s in box] if middle is None else list(middle)
     if not all(0 <= c < extent for c, extent in zip(centre, volumes[0].shape, strict=True)):
         raise ValueError(f"middle: expected a voxel of a volume {volumes[0].shape}, got {tuple(centre)}")
@@ -55,14 +56,14 @@ def save_triplanar_figure(
     axes = figure.subplots(len(PLANES), len(columns), squeeze=False)
     for column, (name, volume) in enumerate(columns.items()):
         low, high = (
-            (0.0, 1.0) if _is_label_map(volume) else (float(volume.min()), float(np.percentile(volume[box], 99.8)))
+            (0.0, 1.0) if is_label_map(volume) else (float(volume.min()), float(np.percentile(volume[box], 99.8)))
         )
         for row, plane in enumerate(PLANES):
-            shown = _upright(volume, plane, centre, box)
-            image = label_colours(shown) if _is_label_map(volume) else shown
+            shown = upright_slice(volume, plane, centre, box)
+            image = label_colours(shown) if is_label_map(volume) else shown
             panel = axes[row, column]
             panel.imshow(
-                image, cmap="gray", vmin=low, vmax=high, interpolation="nearest", aspect=_aspect(plane, spacing_mm)
+                image, cmap="gray", vmin=low, vmax=high, interpolation="nearest", aspect=pixel_aspect(plane, spacing_mm)
             )
             panel.set_axis_off()
             if row == 0:
@@ -72,8 +73,15 @@ def save_triplanar_figure(
     figure.supxlabel(NOTE, color="0.7", fontsize=7)
     path = Path(path)
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI, format="png")
+        temporary.write_bytes(as_png(figure))
     return path
+
+
+def as_png(figure: Figure, dpi: int = _DPI) -> bytes:
+    """Draw a figure and return the bytes of a PNG file; the same figure gives the same bytes."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=dpi, format="png")
+    return content.getvalue()
 
 
 def label_colours(label_map: np.ndarray) -> np.ndarray:
@@ -84,28 +92,31 @@ def label_colours(label_map: np.ndarray) -> np.ndarray:
     return np.where((np.asarray(label_map) > 0)[..., None], colours, 0.0)
 
 
-def _is_label_map(volume: np.ndarray) -> bool:
+def is_label_map(volume: np.ndarray) -> bool:
+    """Tell integers, class indices, from intensities."""
     return np.issubdtype(volume.dtype, np.integer)
 
 
-def _bounding_box(volume: np.ndarray, margin: int = 3) -> tuple[slice, ...]:
+def bounding_box(volume: np.ndarray, margin: int = 3) -> tuple[slice, ...]:
     """Box around what is above the volume's minimum, with a margin."""
     inside = volume > volume.min()
     if not inside.any():
         return tuple(slice(0, extent) for extent in volume.shape)
-    places = np.argwhere(inside)
-    low, high = places.min(axis=0) - margin, places.max(axis=0) + 1 + margin
-    return tuple(slice(max(0, a), min(b, extent)) for a, b, extent in zip(low, high, volume.shape, strict=True))
+    occupied = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return tuple(
+        slice(max(0, int(places[0]) - margin), min(int(places[-1]) + 1 + margin, extent))
+        for places, extent in zip(occupied, volume.shape, strict=True)
+    )
 
 
-def _upright(volume: np.ndarray, plane: Plane, centre: Sequence[int], box: Sequence[slice]) -> np.ndarray:
+def upright_slice(volume: np.ndarray, plane: Plane, centre: Sequence[int], box: Sequence[slice]) -> np.ndarray:
     """Cut a slice as radiologists look at it: up is superior or anterior, left is right or anterior."""
     axis = slice_axis(plane)
     cut = volume[tuple(centre[axis] if other == axis else box[other] for other in range(3))]
     return np.flip(cut.T, axis=(0, 1))
 
 
-def _aspect(plane: Plane, spacing_mm: Sequence[float]) -> float:
+def pixel_aspect(plane: Plane, spacing_mm: Sequence[float]) -> float:
     """Height of a shown pixel over its width."""
     across, up = (spacing_mm[axis] for axis in range(3) if axis != slice_axis(plane))
     return up / across
