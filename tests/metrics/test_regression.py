@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.metrics import MSEMetric, PSNRMetric
 
-from trispade.metrics import MaskedMSE, MaskedPSNR, MaskedSSIM, sharpness, ssim_map
+from trispade.metrics import MaskedMSE, MaskedPSNR, MaskedSharpness, MaskedSSIM, sharpness, ssim_map
 
 SHAPE = (2, 1, 12, 14, 13)
 
@@ -103,3 +103,42 @@ def test_volumes_of_different_shapes_are_refused(volumes):
 def test_a_missing_real_volume_is_refused(volumes):
     with pytest.raises(ValueError, match="y: expected the real volume, got None"):
         MaskedMSE()(volumes[0])
+
+
+def test_the_mask_may_be_the_second_channel_of_y_also_as_class_indices(volumes, mask):
+    y_pred, y = volumes
+    expected = MaskedMSE()(y_pred, y, mask=mask)
+    for factor in (1, 7):
+        torch.testing.assert_close(MaskedMSE()(y_pred, torch.cat([y, factor * mask.float()], dim=1)), expected)
+
+
+def test_two_masks_are_refused(volumes, mask):
+    with pytest.raises(ValueError, match="mask: expected one, got another as the second channel of y"):
+        MaskedMSE()(volumes[0], torch.cat([volumes[1], mask], dim=1), mask=mask)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8, 8), (2, 1, 8, 8)])
+def test_a_real_volume_of_other_axes_is_refused(shape):
+    with pytest.raises(ValueError, match=r"y: expected shape \(B, 1, X, Y, Z\), or \(B, 2, X, Y, Z\) with the mask"):
+        MaskedMSE()(torch.zeros(shape), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("which", "name"), [(0, "y_pred"), (1, "y")])
+def test_a_volume_that_is_not_finite_is_refused_as_monai_would_leave_it_out(volumes, which, name, value):
+    volumes[which][1, 0, 3, 3, 3] = value
+    with pytest.raises(ValueError, match=f"{name}: expected finite intensities, got NaN or infinite ones"):
+        MaskedPSNR()(*volumes)
+
+
+def test_the_sharpness_of_a_ramp_is_its_gain(volumes, mask):
+    ramp = torch.arange(12.0)[:, None, None].expand(SHAPE[2:])[None, None]
+    metric = MaskedSharpness()
+    assert metric(0.25 * ramp, ramp, mask=mask[:1]).item() == pytest.approx(0.25)
+    y_pred, y = (each[:1] for each in volumes)
+    assert metric(y_pred, y, mask=mask[:1]).item() == pytest.approx(sharpness(y_pred, y, mask[:1]))
+
+
+def test_sharpness_as_a_metric_refuses_a_constant_real_volume(volumes):
+    with pytest.raises(ValueError, match="y: expected a real volume with contrast inside the mask, got a constant one"):
+        MaskedSharpness()(volumes[0], torch.ones(SHAPE))

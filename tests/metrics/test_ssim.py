@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-from trispade.metrics import ssim_map
+from trispade.metrics import SimilarityTo, ssim_map
 
 
 def pair(shape=(17, 14, 12), seed=0):
@@ -59,3 +59,16 @@ def test_volumes_of_a_batch_do_not_meet():
 def test_similarity_is_symmetric():
     y_pred, y = as_batch(*pair())
     torch.testing.assert_close(ssim_map(y_pred, y), ssim_map(y, y_pred))
+
+
+def test_one_real_volume_serves_several_synthetic_ones():
+    (first, real), (second, _) = pair(seed=1), pair(seed=2)
+    similarity = SimilarityTo(real)
+    for y_pred in (first, second):
+        assert np.array_equal(similarity.map(y_pred), ssim_map(*as_batch(y_pred, real)).numpy()[0, 0])
+
+
+def test_beyond_a_constant_border_volumes_are_zero():
+    y_pred, y = pair()
+    padded = SimilarityTo(np.pad(y, 5), border="reflect").map(np.pad(y_pred, 5))
+    np.testing.assert_allclose(SimilarityTo(y, border="constant").map(y_pred), padded[5:-5, 5:-5, 5:-5], atol=1e-12)

@@ -12,6 +12,41 @@ RADIUS = 5  # window of 11
 K1, K2 = 0.01, 0.03
 
 
+class SimilarityTo:
+    """Local similarity of any number of volumes to one real volume, whose own windows are averaged once.
+
+    Args:
+        y: (X, Y, Z) float, real intensities.
+        data_range: largest possible difference of two intensities.
+        border: what lies beyond the grid: ``"reflect"``, the mirrored volume, or ``"constant"``, zeros.
+    """
+
+    def __init__(self, y: np.ndarray, data_range: float = 1.0, border: str = "reflect") -> None:
+        self.y = np.asarray(y, np.float64)
+        self.c1, self.c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
+        self.border = border
+        self.mean_y = self._blur(self.y)
+        self.variance_y = self._blur(self.y * self.y) - self.mean_y**2
+
+    def parts(self, y_pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compute the map's two factors, luminance and contrast times structure, each (X, Y, Z) float64."""
+        a = np.asarray(y_pred, np.float64)
+        mean_a = self._blur(a)
+        # Rounding can push a variance of zero below zero, which float64 keeps far below the constants.
+        variances = self._blur(a * a) - mean_a**2 + self.variance_y
+        covariance = self._blur(a * self.y) - mean_a * self.mean_y
+        luminance = (2 * mean_a * self.mean_y + self.c1) / (mean_a**2 + self.mean_y**2 + self.c1)
+        return luminance, (2 * covariance + self.c2) / (variances + self.c2)
+
+    def map(self, y_pred: np.ndarray) -> np.ndarray:
+        """Compute the structural similarity at every voxel, (X, Y, Z) float64."""
+        luminance, contrast_structure = self.parts(y_pred)
+        return luminance * contrast_structure
+
+    def _blur(self, volume: np.ndarray) -> np.ndarray:
+        return np.asarray(ndimage.gaussian_filter(volume, SIGMA, mode=self.border, radius=RADIUS))
+
+
 def ssim_map(y_pred: Tensor, y: Tensor, data_range: float = 1.0) -> Tensor:
     """Compute the local structural similarity at every voxel.
 
@@ -26,15 +61,6 @@ def ssim_map(y_pred: Tensor, y: Tensor, data_range: float = 1.0) -> Tensor:
     Source: Wang et al., Image quality assessment, IEEE TIP 13(4), 2004: Gaussian window (sigma 1.5, 11 voxels),
         population covariance; as scikit-image with ``gaussian_weights=True, use_sample_covariance=False``.
     """
-    a, b = (volume.detach().cpu().double().numpy()[:, 0] for volume in (y_pred, y))
-    mean_a, mean_b = _blur(a), _blur(b)
-    # Rounding can push a variance of zero below zero, which float64 keeps far below the constants.
-    variances = _blur(a * a) - mean_a**2 + _blur(b * b) - mean_b**2
-    covariance = _blur(a * b) - mean_a * mean_b
-    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    return torch.from_numpy(luminance * (2 * covariance + c2) / (variances + c2))[:, None].to(y.device)
-
-
-def _blur(volume: np.ndarray) -> np.ndarray:
-    return np.stack([ndimage.gaussian_filter(each, SIGMA, mode="reflect", radius=RADIUS) for each in volume])
+    pairs = zip(*(volume.detach().cpu().double().numpy()[:, 0] for volume in (y_pred, y)), strict=True)
+    maps = np.stack([SimilarityTo(real, data_range).map(synthetic) for synthetic, real in pairs])
+    return torch.from_numpy(maps)[:, None].to(y.device)
