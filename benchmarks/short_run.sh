@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The short run of docs/first_run.md: every stage on MALC 2012 with the compact widths at 2 mm, one to two hours of two cores.
+# The short run of docs/first_run.md: every stage on MALC 2012 with the compact widths at 2 mm, about two hours of two cores.
 #   benchmarks/short_run.sh "$MALC2012"
 # After a stop, the same command goes on.
 set -euo pipefail
@@ -28,6 +28,7 @@ for plane in axial coronal sagittal; do
 done
 for job in "${jobs[@]}"; do wait "$job"; done
 stage synthesize_planes "${box[@]}"
-stage train_fusion "${box[@]}" --model_file "$model" --max_epochs "${FUSION_EPOCHS:-12}" --patch_batch_size "${FUSION_BATCH:-10}"
+stage train_fusion "${box[@]}" --model_file "$model" --max_epochs "${FUSION_EPOCHS:-24}" --patch_batch_size "${FUSION_BATCH:-10}"
+stage train_direct "${box[@]}" --max_epochs 8 --patches_per_scan 8
 stage evaluate "${box[@]}" --model_file "$model"
 cat "$work_dir/evaluation/summary.md"

@@ -20,7 +20,13 @@ BUNDLE = Path(__file__).parents[2] / "bundle"
 CONFIGS = BUNDLE / "configs"
 STAGES = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
 PRESETS = sorted(file.stem for file in (CONFIGS / "presets").glob("*.yaml"))
-WORKFLOW_TYPES = {"train_spade": "train", "train_fusion": "train", "inference": "infer", "evaluate": "infer"}
+WORKFLOW_TYPES = {
+    "train_spade": "train",
+    "train_fusion": "train",
+    "train_direct": "train",
+    "inference": "infer",
+    "evaluate": "infer",
+}
 PROPERTIES = {"train": TrainProperties, "infer": InferProperties}
 ENTRIES = ("imports", "initialize", "run", "bundle_root")
 REFERENCE = re.compile(r"@([A-Za-z_][\w]*(?:(?:#|::)\w+)*)")
@@ -80,7 +86,16 @@ def keys_of(config: dict[str, Any]) -> set[str]:
 
 
 def test_there_is_a_config_for_each_stage_and_a_preset_for_each_use():
-    assert STAGES == ["evaluate", "inference", "prepare", "synthesize_planes", "train_fusion", "train_spade"]
+    assert STAGES == [
+        "evaluate",
+        "evaluate_downstream",
+        "inference",
+        "prepare",
+        "synthesize_planes",
+        "train_direct",
+        "train_fusion",
+        "train_spade",
+    ]
     assert PRESETS == ["compact", "paper", "smoke"]
 
 

@@ -223,14 +223,26 @@ def test_the_number_of_slices_at_a_time_does_not_change_the_volume(study, output
     np.testing.assert_allclose(second, first, atol=0.01)
 
 
-def test_evaluation_compares_every_method_on_the_test_people(study, tmp_path):
-    study.run("evaluate", output_dir=tmp_path / "evaluation")
-    with (tmp_path / "evaluation" / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
+@pytest.fixture(scope="module")
+def evaluation(study, tmp_path_factory):
+    """The evaluation of the study's model, run once; gives its folder."""
+    folder = tmp_path_factory.mktemp("evaluated") / "evaluation"
+    study.run("evaluate", output_dir=folder)
+    return folder
+
+
+def rows_of(evaluation):
+    with (evaluation / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_evaluation_compares_every_method_on_the_test_people(evaluation):
+    rows = rows_of(evaluation)
+    assert list(rows[0]) == ["case_id", "method", "region", "fit", "metric", "value"]
     methods = {"label_mean", *PLANES, "mean_of_planes", "fused", "real_resampled"}
     assert {row["method"] for row in rows} == methods
-    assert {(row["case_id"], row["person_id"]) for row in rows} == {("sub-05", "05")}
-    assert {row["region"] for row in rows} == {"brain", "full"}
+    assert {row["case_id"] for row in rows} == {"sub-05"}
+    assert {row["region"] for row in rows} >= {"brain", "full", "thalamus"}
     psnr = {
         row["method"]: float(row["value"])
         for row in rows
@@ -239,8 +251,42 @@ def test_evaluation_compares_every_method_on_the_test_people(study, tmp_path):
     assert set(psnr) == methods
     assert psnr["label_mean"] > 20
     assert psnr["real_resampled"] == max(psnr.values())
-    assert (tmp_path / "evaluation" / "summary.json").exists()
-    assert "fused" in (tmp_path / "evaluation" / "summary.md").read_text()
+
+
+def test_evaluation_writes_a_summary_and_a_page(evaluation):
+    summary = json.loads((evaluation / "summary.json").read_text())
+    assert {each["people"] for each in summary["all"] if each["metric"] == "psnr"} == {1}
+    assert summary["scanned_twice"] == []
+    assert summary["distances"] == "fewer than two people"
+    assert any("1 " in each["text"] for each in summary["verdict"])
+    assert "fused" in (evaluation / "summary.md").read_text()
+    page = (evaluation / "report.html").read_text()
+    assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
+    assert "sub-05" in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://Neuromorphometrics.com", "")
+
+
+def test_evaluation_goes_on_with_what_it_has_stored(study, evaluation, tmp_path, caplog):
+    before = {file: file.stat().st_mtime_ns for file in evaluation.rglob("*.npy")}
+    assert before
+    (evaluation / "report.html").unlink()
+    study.run("evaluate", output_dir=evaluation)
+    assert (evaluation / "report.html").exists()
+    assert {file: file.stat().st_mtime_ns for file in evaluation.rglob("*.npy")} == before
+
+
+def test_a_test_scan_that_fails_is_told_of_and_the_others_have_their_page(study, tmp_path):
+    manifest = json.loads(study.manifest_file.read_text())
+    row = manifest["test"][0]
+    broken = {"case_id": "sub-06", "person_id": "06", "image": "none.nii.gz", "label": "no.nii.gz"}
+    manifest["test"].append({**row, **broken})
+    path = study.manifest_file.with_name("one_broken.json")
+    path.write_text(json.dumps(manifest))
+    folder = tmp_path / "evaluation"
+    with pytest.raises(InputError, match=r"1 of 2 cases failed:\n  - sub-06: .*no.nii.gz: expected a NIfTI file"):
+        study.run("evaluate", output_dir=folder, manifest_file=path)
+    assert {row["case_id"] for row in rows_of(folder)} == {"sub-05"}
+    assert "no.nii.gz: expected a NIfTI file" in (folder / "report.html").read_text()
 
 
 def test_stages_in_the_wrong_order_name_the_one_to_run_first(study, tmp_path):

@@ -1,21 +1,19 @@
 from __future__ import annotations
 
-import csv
-import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
 from monai.data import MetaTensor
 from scipy import ndimage
 
-from trispade.engines.case_evaluator import FAILURE
+from trispade.data import EvaluationStore
 from trispade.geometry import PLANES, Grid, WorkingGrid
 from trispade.intensity import evaluation_intensity
 from trispade.labels import load_scheme
 from trispade.metrics import class_means, compare_in_evaluation_space, label_mean_image
-from trispade.report import Comparison
+from trispade.report import StoreMethods, what_made_them
 from trispade.report.comparison import METHODS
 
 SHAPE = (26, 30, 24)
@@ -23,7 +21,12 @@ VOCABULARY = load_scheme("freesurfer").vocabulary
 PLANE_ERRORS = {"axial": 0.3, "coronal": -0.1, "sagittal": -0.2}
 
 
-def make_item(case_id: str, person_id: str, seed: int = 0, spacing_mm: float = 1.0) -> dict:
+def _file(path):
+    path.write_text(path.name)
+    return path
+
+
+def make_item(tmp_path, case_id: str = "one", seed: int = 0, spacing_mm: float = 1.0) -> dict:
     """One evaluated case, an ellipsoid of two classes, scanned in LAS at 1 mm; the planes err by opposite noises."""
     generator = np.random.default_rng(seed)
     x, y, z = np.indices(SHAPE)
@@ -39,7 +42,8 @@ def make_item(case_id: str, person_id: str, seed: int = 0, spacing_mm: float = 1
     painted = [np.clip(0.8 * real, -0.7, 0.7) + PLANE_ERRORS[plane] * noise for plane in PLANES] + [0.8 * real]
     return {
         "case_id": case_id,
-        "person_id": person_id,
+        "person_id": "p1",
+        **{name: str(_file(tmp_path / f"{case_id}_{name}")) for name in ("label_path", "t1w_path")},
         "own_label_map": MetaTensor(torch.from_numpy(label_map[None]), affine=torch.from_numpy(affine)),
         "t1w": MetaTensor(torch.from_numpy(t1w[None]), affine=torch.from_numpy(affine)),
         "image": MetaTensor(torch.from_numpy(image[None]), affine=torch.from_numpy(grid.affine)),
@@ -54,97 +58,76 @@ def training_cases(make_case):
 
 
 @pytest.fixture
-def compare(training_cases, tmp_path):
-    """Run the handler over items as an evaluating engine would; gives its folder and the rows of the table."""
+def stored(training_cases, tmp_path):
+    """Store an item's volumes by all methods; gives the case."""
 
-    def compare(*items: dict):
-        engine = Engine(lambda engine, item: item)
-        Comparison(training_cases, VOCABULARY, tmp_path / "evaluation").attach(engine)
-        engine.run(items)
-        folder = tmp_path / "evaluation"
-        if not folder.exists():
-            return folder, []
-        with (folder / "metrics.csv").open(newline="") as file:
-            return folder, list(csv.DictReader(file))
+    def store_item(item: dict, direct=None):
+        store = EvaluationStore(tmp_path / "volumes", None, {})
+        assert StoreMethods(store, training_cases, VOCABULARY, direct)(item) is item
+        (case,) = store.open([item])
+        return case
 
-    return compare
+    return store_item
 
 
-def values_of(rows, metric="psnr", region="brain", fit="gain_offset"):
-    wanted = (metric, region, fit)
-    return {r["method"]: float(r["value"]) for r in rows if (r["metric"], r["region"], r["fit"]) == wanted}
+def psnr_of(case, fit="gain_offset"):
+    def psnr(volume):
+        rows = compare_in_evaluation_space(volume, case.real(), case.label_map() > 0)
+        wanted = ("brain", fit, "psnr")
+        return next(row["value"] for row in rows if (row["region"], row["fit"], row["metric"]) == wanted)
+
+    return {method: psnr(case.volume(method)) for method in case.methods}
 
 
-def test_every_method_has_its_rows_tables_and_a_figure(compare):
-    folder, rows = compare(make_item("one", "p1"), make_item("two", "p2", 1))
-    assert len(rows) == 2 * len(METHODS) * 14
-    assert list(dict.fromkeys(row["method"] for row in rows)) == list(METHODS)
-    assert {(row["case_id"], row["person_id"]) for row in rows} == {("one", "p1"), ("two", "p2")}
-    assert sorted(each.name for each in folder.iterdir()) == [
-        "metrics.csv",
-        "one.png",
-        "summary.json",
-        "summary.md",
-        "two.png",
-    ]
-    lines = (folder / "summary.md").read_text(encoding="utf-8").splitlines()
-    assert lines[0].startswith("| method (n = 2) | brain PSNR (dB) |")
-    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name.replace('_', ' ')}" for name in METHODS]
+def test_every_method_is_stored_on_the_scans_own_grid(stored, tmp_path):
+    item = make_item(tmp_path)
+    case = stored(item)
+    assert case.methods == tuple(method for method in METHODS if method != "direct")
+    np.testing.assert_array_equal(case.label_map(), item["own_label_map"][0])
+    np.testing.assert_allclose(case.real(), item["t1w"][0])
+    np.testing.assert_array_equal(case.affine, item["own_label_map"].affine)
+    for method in case.methods:
+        assert case.volume(method).shape == SHAPE
 
 
-def test_two_scans_of_one_person_count_once(compare):
-    folder, rows = compare(make_item("p1-a", "p1"), make_item("p1-b", "p1", 1), make_item("p2", "p2", 2))
-    summary = json.loads((folder / "summary.json").read_text())
-    assert {(each["people"], each["scans"]) for each in summary} == {(2, 3)}
-    fused = [each["value"] for each in rows if (each["method"], each["metric"]) == ("fused", "mse")][::4]
-    a, b, other = (float(value) for value in fused)
-    found = next(each for each in summary if (each["method"], each["metric"]) == ("fused", "mse"))
-    assert found["mean"] == pytest.approx(((a + b) / 2 + other) / 2)
+def test_a_direct_network_is_one_more_method_after_the_label_mean(stored, tmp_path):
+    case = stored(make_item(tmp_path), direct=lambda label_map: torch.where(label_map > 0, label_map / 4, -1.0))
+    assert case.methods == METHODS
+    label_map = case.label_map()
+    np.testing.assert_allclose(case.volume("direct"), np.where(label_map > 0, label_map / 4, -1), atol=1e-4)
 
 
-def test_errors_of_the_planes_that_cancel_are_gone_in_their_mean(compare):
-    psnr = values_of(compare(make_item("one", "p1"))[1])
+def test_errors_of_the_planes_that_cancel_are_gone_in_their_mean(stored, tmp_path):
+    psnr = psnr_of(stored(make_item(tmp_path)))
     assert psnr["mean_of_planes"] > max(psnr[plane] for plane in PLANES) + 5
     assert psnr["coronal"] > psnr["sagittal"] > psnr["axial"]
 
 
 @pytest.mark.parametrize("spacing_mm", [1.0, 1.7])
-def test_the_bound_is_the_real_scan_on_the_working_grid_and_back(compare, spacing_mm):
-    rows = compare(make_item("one", "p1", spacing_mm=spacing_mm))[1]
+def test_the_bound_is_the_real_scan_on_the_working_grid_and_back(stored, tmp_path, spacing_mm):
+    case = stored(make_item(tmp_path, spacing_mm=spacing_mm))
     for fit in ("gain_offset", "none"):
-        psnr = values_of(rows, fit=fit)
+        psnr = psnr_of(case, fit)
         if spacing_mm == 1.0:
-            assert psnr["real_resampled"] > 100  # copied: nothing but rounding
+            assert psnr["real_resampled"] > 90  # copied: nothing but the rounding of what is stored
         else:
             assert max(psnr["label_mean"], *(psnr[plane] for plane in PLANES)) < psnr["real_resampled"] < 45
 
 
-def test_the_label_mean_image_is_painted_with_the_means_of_the_training_people(compare, training_cases):
-    item = make_item("one", "p1")
-    rows = compare(item)[1]
+def test_the_label_mean_image_is_painted_with_the_means_of_the_training_people(stored, training_cases, tmp_path):
+    item = make_item(tmp_path)
     means = class_means([(case.label_map(), case.t1w().numpy()) for case in training_cases], VOCABULARY.num_classes)
-    label_map, t1w = item["own_label_map"].numpy()[0], item["t1w"].numpy()[0]
-    expected = compare_in_evaluation_space(label_mean_image(label_map, means), t1w, label_map > 0)
-    found = [float(row["value"]) for row in rows if row["method"] == "label_mean"]
-    assert found == pytest.approx([each["value"] for each in expected], rel=1e-4)
+    expected = label_mean_image(item["own_label_map"].numpy()[0], means)
+    np.testing.assert_allclose(stored(item).volume("label_mean"), expected, atol=1e-4)
 
 
-def test_a_failed_case_is_left_out(compare):
-    folder, rows = compare({FAILURE: "unreadable"}, make_item("two", "p2"))
-    assert {row["case_id"] for row in rows} == {"two"}
-    assert {each["people"] for each in json.loads((folder / "summary.json").read_text())} == {1}
-
-
-def test_where_every_case_fails_no_table_is_written(compare):
-    folder, rows = compare({FAILURE: "unreadable"}, {FAILURE: "another"})
-    assert rows == []
-    assert not folder.exists()
-
-
-def test_a_second_run_starts_afresh(make_case, tmp_path):
-    engine = Engine(lambda engine, item: item)
-    comparison = Comparison([make_case()], VOCABULARY, tmp_path / "evaluation")
-    comparison.attach(engine)
-    for _ in range(2):
-        engine.run([make_item("one", "p1")])
-        assert len(comparison.rows) == len(METHODS) * 14
+def test_what_made_the_volumes_changes_with_each_model_and_with_the_training_people(training_cases, tmp_path):
+    model, direct = _file(tmp_path / "model.pt"), tmp_path / "direct.pt"
+    made = [what_made_them(model, direct, training_cases, amp=True)]
+    made.append(what_made_them(model, _file(direct), training_cases, amp=True))
+    model.write_text("another")
+    made.append(what_made_them(model, direct, training_cases, amp=True))
+    made.append(what_made_them(model, direct, training_cases[:1], amp=True))
+    made.append(what_made_them(model, direct, training_cases[:1], amp=False))
+    assert all(one != other for one, other in pairwise(made))
+    assert made[0]["direct"] is None

@@ -5,8 +5,8 @@
                            <method>.npy     intensities in [-1, 1] as int16
                            case.json        grid, sources, what made the volumes
 
-All arrays lie on the scan's own grid and are stored cut to the brain. The key is a hash of both source files' content, of
-the chain of transforms, and of every model and setting that the volumes were made with.
+All arrays lie on the scan's own grid and are stored cut to the brain. The key is a hash of both source files' content,
+of the chain of transforms, and of every model and setting that the volumes were made with.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class EvaluationCase:
 
 
 class EvaluationStore:
-    """The folder that keeps evaluated cases, each valid only for the sources, models and settings that it was made with.
+    """The folder that keeps evaluated cases, each valid only for the sources, models and settings that made it.
 
     Args:
         folder: of the store, made when the first case is added.

@@ -64,6 +64,7 @@ class CaseEvaluator(SupervisedEvaluator):
 
     Args:
         postprocessing: dictionary transform of the item with its ``pred`` (C, X, Y, Z), on the CPU.
+        raise_failures: end a run in which cases failed with an error that lists them; if not, they are in ``failures``.
         options: those of `monai.engines.SupervisedEvaluator`.
 
     Its loader yields the items of a `CaseDataset` as they are (``collate_fn=first_of_batch``). The network's input gets
@@ -74,9 +75,14 @@ class CaseEvaluator(SupervisedEvaluator):
     """
 
     def __init__(
-        self, *, postprocessing: Callable[[dict[str, Any]], dict[str, Any]] | None = None, **options: Any
+        self,
+        *,
+        postprocessing: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        raise_failures: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__(**options, decollate=False)
+        self.raise_failures = raise_failures
         self.case_postprocessing = postprocessing
         self.failures: list[str] = []
         self.add_event_handler(Events.STARTED, lambda engine: self.failures.clear())
@@ -85,13 +91,13 @@ class CaseEvaluator(SupervisedEvaluator):
         """Run over all cases, if any are left.
 
         Raises:
-            InputError: at the end, if cases failed; it lists them all.
+            InputError: at the end, if cases failed and ``raise_failures``; it lists them all.
         """
         if self.state.epoch_length == 0:
             logger.info("no case is left to do")
             return
         super().run(global_epoch)
-        if self.failures:
+        if self.failures and self.raise_failures:
             raise InputError.of_many(f"{len(self.failures)} of {self.state.iteration} cases failed:", self.failures)
 
     def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> dict[str, Any]:

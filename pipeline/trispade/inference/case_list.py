@@ -104,8 +104,8 @@ def _case_id(path: Path, joiner: str | None = None) -> str:
 def list_pairs(manifest: Manifest, splits: Sequence[str], model_files: Sequence[str | Path]) -> list[dict[str, Any]]:
     """List the scans to evaluate on.
 
-    ``{"case_id", "person_id", "image" (the label map), "t1w"}``, paths as text, and both paths again as ``label_path`` and
-    ``t1w_path``, which transforms leave as they are.
+    ``{"case_id", "person_id", "image" (the label map), "t1w"}``, paths as text, and both paths again as ``label_path``
+    and ``t1w_path``, which transforms leave as they are.
 
     Args:
         manifest: whose cases they are.

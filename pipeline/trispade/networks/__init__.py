@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trispade.networks.direct import DirectUNet
 from trispade.networks.discriminator import SpadeDiscriminator
 from trispade.networks.generator import SpadeGenerator, fold_spectral_norm
 from trispade.networks.recalibration import recalibrate_norms

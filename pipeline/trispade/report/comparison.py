@@ -1,113 +1,122 @@
-"""The evaluate stage: every method on the same people, against the real scan, on the scan's own grid."""
+"""Every method's volume of every test scan: what the evaluation then measures."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
 
-from trispade.data import PreparedCase
-from trispade.engines.case_evaluator import FAILURE
+from trispade.data import EvaluationStore, PreparedCase
 from trispade.geometry import PLANES, WorkingGrid
 from trispade.intensity import evaluation_intensity
 from trispade.labels import Vocabulary
-from trispade.metrics import (
-    class_means,
-    evaluate_methods,
-    label_mean_image,
-    markdown_table,
-    summarise,
-    write_csv,
-    write_json,
-    write_text,
-)
-from trispade.report.figure import save_triplanar_figure
+from trispade.metrics import class_means, label_mean_image
 from trispade.transforms import FromWorkingGridd
-
-logger = logging.getLogger(__name__)
+from trispade.transforms.label_map import affine_of
 
 BACKGROUND = -1.0
-METHODS = ("label_mean", *PLANES, "mean_of_planes", "fused", "real_resampled")
+METHODS = ("label_mean", "direct", *PLANES, "mean_of_planes", "fused", "real_resampled")
 
 
-class Comparison:
-    """Handler of the evaluating engine: compares all methods case by case and writes the tables at the end.
+class StoreMethods:
+    """Last transform of the evaluating engine: gives a case's volumes by all methods to the store.
 
-    Methods: ``label_mean`` (each class painted with its mean over the training people, smoothed), each plane's volume,
-    ``mean_of_planes``, ``fused``, and as the bound that the working grid sets, ``real_resampled``: the real scan taken
-    to the working grid and back. All of them take the same way back to the scan's own grid.
+    Methods, from the bound below to that above: ``label_mean`` (each class painted with its mean over the training
+    people, smoothed), ``direct`` (a 3D U-Net straight from labels, if one was trained), each plane's volume,
+    ``mean_of_planes``, ``fused``, and ``real_resampled``: the real scan taken to the working grid and back, which
+    bounds what any method can reach on that grid. All of them take the same way back to the scan's own grid.
 
     Args:
+        store: where they go.
         training_cases: people whose class means the label-mean image uses.
         vocabulary: of the label maps.
-        output_dir: gets ``metrics.csv``, ``summary.json``, ``summary.md``, and a figure ``<case_id>.png`` a case.
+        direct: (1, 1, X, Y, Z) class indices -> (1, 1, X, Y, Z) intensities, or None.
+
+    Raises:
+        InputError: if a scan is dark or the store cannot be written.
     """
 
-    def __init__(self, training_cases: Sequence[PreparedCase], vocabulary: Vocabulary, output_dir: str | Path) -> None:
+    def __init__(
+        self,
+        store: EvaluationStore,
+        training_cases: Sequence[PreparedCase],
+        vocabulary: Vocabulary,
+        direct: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        self.store = store
         self.training_cases = training_cases
         self.vocabulary = vocabulary
-        self.output_dir = Path(output_dir)
-        self.way_back = FromWorkingGridd(keys=METHODS)
+        self.direct = direct
 
-    def attach(self, engine: Engine) -> None:
-        """Register with the evaluating engine."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
-        # Before COMPLETED, so that the tables are written even when the engine then ends by listing failures.
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
-
-    def _start(self, engine: Engine) -> None:
-        self.rows: list[dict[str, Any]] = []
+    @cached_property
+    def means(self) -> np.ndarray:
+        """Intensity of each class, (num_classes,) float64 in [-1, 1], over the training people."""
         pairs = ((case.label_map(), case.t1w().numpy()) for case in self.training_cases)
         known = {index for case in self.training_cases for index in case.record["classes"]}
         known |= {index for index, each in enumerate(self.vocabulary.classes) if each.parent is None}
         # A class without training data takes its parent's mean, as it takes its parent's weights in the networks.
-        self.means = class_means(pairs, self.vocabulary.num_classes)[self.vocabulary.fallback_table(known)]
+        return class_means(pairs, self.vocabulary.num_classes)[self.vocabulary.fallback_table(known)]
 
-    def _add(self, engine: Engine) -> None:
-        item = engine.state.output
-        if FAILURE in item:
-            return
-        mask = np.asarray(item["own_label_map"])[0] > 0
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Store an item of the evaluator, with its ``pred``: (4, X, Y, Z), the three planes and the fused volume."""
+        label_map = np.asarray(item["own_label_map"])[0]
         real = np.asarray(item["t1w"], dtype=np.float32)[0]
-        volumes = self._on_working_grid(item, evaluation_intensity(real, mask) * 2.0 - 1.0)
-        for row in evaluate_methods(self._on_own_grid(volumes, item), real, mask):
-            self.rows.append({"case_id": item["case_id"], "person_id": item["person_id"], **row})
-        self._draw(volumes, item)
+        volumes = self._on_working_grid(item, evaluation_intensity(real, label_map > 0) * 2.0 - 1.0)
+        own = self._on_own_grid(volumes, item)
+        self.store.add(item, label_map, real, own, affine_of(item["own_label_map"]))
+        return item
 
     def _on_working_grid(self, item: dict[str, Any], real: np.ndarray) -> dict[str, np.ndarray]:
         """Collect every method's volume, (X, Y, Z) in [-1, 1]."""
         painted = dict(zip((*PLANES, "fused"), item["pred"].numpy(), strict=True))
+        volumes = {"label_mean": label_mean_image(np.asarray(item["image"])[0], self.means)}
+        if self.direct is not None:
+            volumes["direct"] = self.direct(item["image"][None].as_tensor())[0, 0].float().cpu().numpy()
+        planes: dict[str, np.ndarray] = {plane: painted[plane] for plane in PLANES}
         return {
-            "label_mean": label_mean_image(np.asarray(item["image"])[0], self.means),
-            **{plane: painted[plane] for plane in PLANES},
-            "mean_of_planes": np.mean([painted[plane] for plane in PLANES], axis=0),
+            **volumes,
+            **planes,
+            "mean_of_planes": np.mean(list(planes.values()), axis=0),
             "fused": painted["fused"],
             "real_resampled": WorkingGrid.from_dict(item["working_grid"]).image_to_working(real, BACKGROUND),
         }
 
-    def _on_own_grid(self, volumes: dict[str, np.ndarray], item: dict[str, Any]) -> dict[str, np.ndarray]:
+    def _on_own_grid(self, volumes: Mapping[str, np.ndarray], item: dict[str, Any]) -> dict[str, np.ndarray]:
         there: dict[Any, Any] = {name: torch.from_numpy(volume)[None] for name, volume in volumes.items()}
-        back = self.way_back({**there, "image": item["image"], "working_grid": item["working_grid"]})
-        return {name: np.asarray(back[name])[0] for name in METHODS}
+        there |= {key: item[key] for key in ("image", "working_grid")}
+        back = FromWorkingGridd(keys=tuple(volumes))(there)
+        return {name: np.asarray(back[name])[0] for name in volumes}
 
-    def _draw(self, volumes: dict[str, np.ndarray], item: dict[str, Any]) -> None:
-        columns = {"label map": np.asarray(item["image"])[0]}
-        columns |= {f"{plane} GAN": volumes[plane] for plane in PLANES}
-        columns |= {"fused": volumes["fused"], "real": volumes["real_resampled"]}
-        save_triplanar_figure(columns, self.output_dir / f"{item['case_id']}.png")
 
-    def _finish(self, engine: Engine) -> None:
-        if not self.rows:
-            return
-        summary = summarise(self.rows)
-        write_csv(self.rows, self.output_dir / "metrics.csv")
-        write_json(summary, self.output_dir / "summary.json")
-        table = markdown_table(summary)
-        write_text(table + "\n", self.output_dir / "summary.md")
-        logger.info("%s\n%s", self.output_dir / "metrics.csv", table)
+def what_made_them(
+    model_file: str | Path,
+    direct_model_file: str | Path | None,
+    training_cases: Sequence[PreparedCase],
+    **settings: Any,
+) -> dict[str, Any]:
+    """Say what decides the methods' volumes, for the store: hashes of the models and of the label-mean people.
+
+    Args:
+        model_file: the triplanar model.
+        direct_model_file: the direct model; its hash is None if there is no such file.
+        training_cases: people whose class means the label-mean image uses.
+        settings: other plain values.
+    """
+    keys = "\n".join(sorted(case.key for case in training_cases))
+    return {
+        "model": _sha256(model_file),
+        "direct": _sha256(direct_model_file),
+        "label_mean": hashlib.sha256(keys.encode()).hexdigest(),
+        **settings,
+    }
+
+
+def _sha256(path: str | Path | None) -> str | None:
+    if path is None or not Path(path).is_file():
+        return None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

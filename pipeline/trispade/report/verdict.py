@@ -132,7 +132,8 @@ def _difference(row: Row, with_name: bool) -> str:
     before = f"{row['b']} " if with_name else ""
     within = interval(row["low"], row["high"], 2, show=signed)
     p_value = f"p = {probability(row['p'])}".replace("= <", "<")
-    return f"{before}{signed(row['difference'], 2)} dB ({within}; {p_value}; {plural(row['people'], 'person', 'people')})"
+    people = plural(row["people"], "person", "people")
+    return f"{before}{signed(row['difference'], 2)} dB ({within}; {p_value}; {people})"
 
 
 def _distance_from_rescan(rescan: Sequence[Row]) -> Finding:

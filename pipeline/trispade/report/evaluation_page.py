@@ -1,0 +1,183 @@
+"""The report page of an evaluation: which tables and figures it has, and what it says of where its numbers are from."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trispade import __version__
+from trispade.data import EvaluationCase
+from trispade.manifests import SPLITS, Manifest
+from trispade.metrics import spectrum_curve
+from trispade.report.memorisation import CopyCheck, memorisation_verdict
+from trispade.report.page import HashedFile, Provenance, ReportContent, ReportFigure
+from trispade.report.page_figures import (
+    ShownCase,
+    best_plane_of,
+    differences_figure,
+    extremes_figure,
+    profiles_figure,
+    slices_figure,
+    spectrum_figure,
+    structure_intensities,
+    structures_figure,
+)
+from trispade.report.results_table import FUSED, Table, Value, comparison_table, name_of, number, results_table
+from trispade.report.verdict import verdict_of
+
+if TYPE_CHECKING:
+    from trispade.report.evaluation import Results
+
+PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk")
+SHOWN_METHODS = ("label_mean", "direct", "axial", "coronal", "sagittal", "mean_of_planes", FUSED)
+FITS = ("gain_offset", "none")
+
+
+def evaluation_page(results: Results, manifest: Manifest, models: Mapping[str, str]) -> ReportContent:
+    """Put together the page of an evaluation.
+
+    Args:
+        results: what was measured.
+        manifest: whose test scans these are.
+        models: name to file of each model.
+    """
+    copies = None if isinstance(results.copies, str) else results.copies
+    found = {"volumes": len(copies), "copies": sum(each.is_copy for each in copies)} if copies is not None else None
+    return ReportContent(
+        title=f"trispade: synthetic T1w against real scans of {manifest.name}",
+        date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        verdict=verdict_of(results.summary, results.comparisons, results.scanned_twice, found),
+        provenance=_provenance(manifest, models),
+        results=[results_table(results.summary, fit, "all test people") for fit in FITS],
+        comparisons=comparison_table(results.comparisons),
+        rescan=[results_table(results.scanned_twice, fit, "people scanned twice") for fit in FITS],
+        by_age=[results_table(rows, FITS[0], f"age {group}") for group, rows in results.by_age.items()],
+        figures=_figures(results),
+        memorisation=None if copies is None else _copies_table(copies),
+        memorisation_verdict=results.copies
+        if isinstance(results.copies, str)
+        else memorisation_verdict(results.copies),
+        distribution=_distances_table(results.distances),
+        failures=results.failures,
+        credits=_credits(manifest),
+    )
+
+
+def _figures(results: Results) -> list[ReportFigure]:
+    psnr = _psnr_of_fused(results.rows)
+    ranked = sorted((case for case in results.cases if case.case_id in psnr), key=lambda case: psnr[case.case_id])
+    if not ranked:
+        return []
+    typical = _shown(ranked[len(ranked) // 2], SHOWN_METHODS)
+    return [
+        slices_figure(typical),
+        profiles_figure(typical, best_plane_of(results.summary)),
+        differences_figure(typical),
+        spectrum_figure(*_spectra(results.cases)),
+        structures_figure(structure_intensities(results.summary)),
+        extremes_figure(_shown(ranked[-1], (FUSED,)), _shown(ranked[0], (FUSED,)), psnr),
+    ]
+
+
+def _psnr_of_fused(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    wanted = (FUSED, "brain", FITS[0], "psnr")
+    found = [row for row in rows if (row["method"], row["region"], row["fit"], row["metric"]) == wanted]
+    return {str(row["case_id"]): float(row["value"]) for row in found}
+
+
+def _shown(case: EvaluationCase, methods: Sequence[str]) -> ShownCase:
+    volumes = {method: case.volume(method) for method in methods if method in case.methods}
+    return ShownCase.from_own_grid(case.case_id, case.label_map(), case.real(), volumes, case.affine)
+
+
+def _spectra(cases: Sequence[EvaluationCase]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Power by frequency relative to the real scan: each method's median over scans of the first scan's voxel size."""
+    curves: dict[str, list[np.ndarray]] = {}
+    frequencies = np.empty(0)
+    for case in cases:
+        shown = _shown(case, SHOWN_METHODS)
+        for method, volume in shown.volumes.items():
+            found, ratios = spectrum_curve(volume, shown.real, shown.mask, shown.spacing_mm)
+            if not frequencies.size:
+                frequencies = found
+            if np.allclose(found, frequencies):
+                curves.setdefault(method, []).append(ratios)
+    return frequencies, {method: np.median(ratios, axis=0) for method, ratios in curves.items()}
+
+
+def _copies_table(checks: Sequence[CopyCheck]) -> Table:
+    """Lay out the memorisation check: a row a synthetic volume, the nearest to a training scan first."""
+    header = [
+        "volume",
+        "nearest training scan",
+        "correlation",
+        "may be by chance",
+        "nearest unseen scan",
+        "correlation",
+        "copy?",
+    ]
+    rows: list[list[Value]] = [
+        [
+            each.case_id,
+            each.training_case,
+            number(each.training_correlation, 2),
+            f"up to {number(each.bound, 2)}",
+            each.unseen_case,
+            number(each.unseen_correlation, 2),
+            "yes" if each.is_copy else "no",
+        ]
+        for each in sorted(checks, key=lambda each: -each.gap)
+    ]
+    return Table("Detail that labels do not explain, correlated with real scans", header, rows)
+
+
+def _distances_table(distances: Mapping[str, Mapping[str, float]] | str) -> Table | None:
+    if isinstance(distances, str):
+        return Table("Distances between sets of volumes: not measured", ["method", "why"], [["all", distances]])
+    rows: list[list[Value]] = [
+        ["real scans of other people (floor)" if method == "real" else name_of(method), *values.values()]
+        for method, values in sorted(distances.items(), key=lambda each: each[1]["frechet_distance"])
+    ]
+    return Table(
+        "Distance of each method's volumes from real scans of other people, as sets of patches",
+        ["method", "Fréchet distance", "kernel distance (MMD²)"],
+        rows,
+        notes=["Halves of the people against the other halves; the floor is real scans against real scans."],
+        strong=name_of(FUSED),
+    )
+
+
+def _provenance(manifest: Manifest, models: Mapping[str, str]) -> Provenance:
+    people = {split: len({case.person_id for case in manifest.select([split])}) for split in SPLITS}
+    return Provenance(
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        configs=["evaluate.yaml"],
+        data=_hashed(manifest.name, manifest.path),
+        weights=[_hashed(f"{name}: {Path(file).name}", file) for name, file in models.items() if Path(file).is_file()],
+        versions={
+            "trispade": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
+        seeds={"bootstrap": 0, "halves of people": 0},
+        people={split: number for split, number in people.items() if number},
+    )
+
+
+def _hashed(name: str, path: str | Path) -> HashedFile:
+    return HashedFile(name, hashlib.sha256(Path(path).read_bytes()).hexdigest())
+
+
+def _credits(manifest: Manifest) -> list[str]:
+    licences = sorted({case.licence for case in manifest.cases})
+    lines = [f"Scans and labels: {manifest.name}, {', '.join(licences)}."]
+    return [*lines, manifest.reference] if manifest.reference else lines
