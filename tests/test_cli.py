@@ -168,6 +168,12 @@ def test_train_can_be_one_stage_of_one_plane(stages: list[Any]):
     assert (stage, values["plane"]) == ("train_spade", "coronal")
 
 
+def test_the_competitor_is_trained_when_it_is_asked_for(stages: list[Any]):
+    invoke("train", "--dataset-dir", ".", "--stage", "train_direct", "--max-epochs", "3")
+    ((stage, _, values),) = stages
+    assert (stage, values["max_epochs"]) == ("train_direct", 3)
+
+
 def test_train_stops_before_the_fusion_net_while_generators_have_epochs_left(stages: list[Any], monkeypatch: Any):
     monkeypatch.setattr(cli, "_unfinished", lambda work_dir: work_dir == Path("runs/smoke"))
     result = invoke("train", "--dataset-dir", ".", "--preset", "smoke", "--max-minutes", "1")

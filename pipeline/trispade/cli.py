@@ -49,13 +49,14 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="The manifest to wr
 
 
 class Stage(str, Enum):
-    """The stages of training, in their order."""
+    """The stages of training in their order, all of them, and the competitor that `evaluate` compares with."""
 
     prepare = "prepare"
     train_spade = "train_spade"
     synthesize_planes = "synthesize_planes"
     train_fusion = "train_fusion"
     all = "all"
+    train_direct = "train_direct"
 
 
 class PlaneName(str, Enum):
@@ -132,7 +133,9 @@ def synthesize(
 @app.command()
 def train(
     dataset_dir: DatasetDir,
-    stage: Annotated[Stage, typer.Option(help="One stage, or all of them in their order.")] = Stage.all,
+    stage: Annotated[
+        Stage, typer.Option(help="One stage, or all in their order; train_direct, the competitor, is apart.")
+    ] = Stage.all,
     plane: Annotated[PlaneName | None, typer.Option(help="One plane of train_spade [default: all three].")] = None,
     preset: Preset = "compact",
     manifest: ManifestFile = None,
@@ -168,13 +171,16 @@ def train(
         run_stage(root, "synthesize_planes", preset, **common)
     if stage in (Stage.train_fusion, Stage.all):
         run_stage(root, "train_fusion", preset, model_file=model, **common, **limits)
+    if stage is Stage.train_direct:
+        run_stage(root, "train_direct", preset, **common, **limits)
 
 
 @app.command()
 def evaluate(
     dataset_dir: DatasetDir,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", "-o", help="Where the tables go [default: <work-dir>/evaluation].")
+        Path | None,
+        typer.Option("--output-dir", "-o", help="For tables and page [default: <work-dir>/evaluation]."),
     ] = None,
     preset: Preset = "compact",
     manifest: ManifestFile = None,
@@ -183,7 +189,7 @@ def evaluate(
     model: Model = None,
     bundle: Bundle = None,
 ) -> None:
-    """Compare the synthetic volumes of the test people, and simpler methods, with the real scans."""
+    """Compare the synthetic volumes of the test people, and simpler methods, with the real scans; report.html."""
     run_stage(
         _bundle(bundle),
         "evaluate",
