@@ -24,7 +24,7 @@ from trispade.metrics import (
     write_json,
     write_text,
 )
-from trispade.report.evaluation_page import evaluation_page
+from trispade.report.evaluation_page import evaluation_page, save_overview
 from trispade.report.measurement import Measurement, distances, measure_cases
 from trispade.report.memorisation import BrainDetail, CopyCheck, check_memorisation
 from trispade.report.page import write_report
@@ -66,8 +66,8 @@ class Results:
 class Evaluation:
     """Measures what every method made of every test scan, and says what it means.
 
-    Writes ``metrics.csv`` (case_id, method, region, fit, metric, value), ``summary.json``, ``summary.md`` and
-    ``report.html``. Stopped and run again, it goes on with the scans that have not been measured yet.
+    Writes ``metrics.csv`` (case_id, method, region, fit, metric, value), ``summary.json``, ``summary.md``,
+    ``overview.png`` and ``report.html``. Stopped and run again, it goes on with the scans not yet measured.
 
     Args:
         store: volumes of all methods.
@@ -175,6 +175,7 @@ class Evaluation:
             },
             self.output_dir / "summary.json",
         )
+        save_overview(results, self.output_dir / "overview.png")
         write_report(content, self.output_dir / "report.html")
         logger.info("%s\n%s", self.output_dir / "metrics.csv", table)
 

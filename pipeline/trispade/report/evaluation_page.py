@@ -16,8 +16,10 @@ import numpy as np
 
 from trispade import __version__
 from trispade.data import EvaluationCase
+from trispade.geometry import PLANES
 from trispade.manifests import SPLITS, Manifest
 from trispade.metrics import spectrum_curve
+from trispade.report.figure import save_triplanar_figure
 from trispade.report.memorisation import CopyCheck, memorisation_verdict
 from trispade.report.page import HashedFile, Provenance, ReportContent, ReportFigure
 from trispade.report.page_figures import (
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from trispade.report.evaluation import Results
 
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk")
-SHOWN_METHODS = ("label_mean", "direct", "axial", "coronal", "sagittal", "mean_of_planes", FUSED)
+SHOWN_METHODS = ("label_mean", "direct", *PLANES, "mean_of_planes", FUSED)
 FITS = ("gain_offset", "none")
 
 
@@ -72,11 +74,22 @@ def evaluation_page(results: Results, manifest: Manifest, models: Mapping[str, s
     )
 
 
-def _figures(results: Results) -> list[ReportFigure]:
+def save_overview(results: Results, path: str | Path) -> None:
+    """Save the typical scan, the median by the fused volume's brain PSNR, as a PNG: label map, planes, fused, real."""
+    typical = _shown(_ranked(results)[len(results.cases) // 2], (*PLANES, FUSED))
+    columns = {"label map": typical.label_map, **{f"{plane} GAN": typical.volumes[plane] for plane in PLANES}}
+    columns |= {FUSED: typical.volumes[FUSED], "real": typical.real}
+    save_triplanar_figure(columns, path, spacing_mm=typical.spacing_mm)
+
+
+def _ranked(results: Results) -> list[EvaluationCase]:
+    """Sort the cases by the fused volume's brain PSNR, worst first."""
     psnr = _psnr_of_fused(results.rows)
-    ranked = sorted((case for case in results.cases if case.case_id in psnr), key=lambda case: psnr[case.case_id])
-    if not ranked:
-        return []
+    return sorted(results.cases, key=lambda case: psnr[case.case_id])
+
+
+def _figures(results: Results) -> list[ReportFigure]:
+    psnr, ranked = _psnr_of_fused(results.rows), _ranked(results)
     typical = _shown(ranked[len(ranked) // 2], SHOWN_METHODS)
     return [
         slices_figure(typical),
