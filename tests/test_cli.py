@@ -168,6 +168,12 @@ def test_train_can_be_one_stage_of_one_plane(stages: list[Any]):
     assert (stage, values["plane"]) == ("train_spade", "coronal")
 
 
+def test_downstream_is_run_for_one_arm(stages: list[Any]):
+    invoke("downstream", "--dataset-dir", ".", "--arm", "synthetic", "--preset", "smoke")
+    ((stage, preset, values),) = stages
+    assert (stage, preset, values["arm"]) == ("evaluate_downstream", "smoke", "synthetic")
+
+
 def test_the_competitor_is_trained_when_it_is_asked_for(stages: list[Any]):
     invoke("train", "--dataset-dir", ".", "--stage", "train_direct", "--max-epochs", "3")
     ((stage, _, values),) = stages

@@ -77,7 +77,9 @@ def test_the_wheel_carries_every_data_manifest_as_it_is_in_the_checkout(wheel: P
 def test_the_wheel_carries_every_module_and_nothing_else(wheel: Path):
     carried = contents(wheel, "trispade/")
     modules = files_below(CHECKOUT / "pipeline" / "trispade", "*.py")
-    assert {name for name in carried if not name.startswith("data_manifests/")} == {*modules, "py.typed"}
+    templates = files_below(CHECKOUT / "pipeline" / "trispade", "report/templates/*")
+    assert templates
+    assert {name for name in carried if not name.startswith("data_manifests/")} == {*modules, *templates, "py.typed"}
     with zipfile.ZipFile(wheel) as archive:
         assert {name.split("/")[0] for name in archive.namelist()} == {"trispade", DIST_INFO}
 

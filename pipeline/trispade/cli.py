@@ -67,6 +67,15 @@ class PlaneName(str, Enum):
     sagittal = "sagittal"
 
 
+class Arm(str, Enum):
+    """What a segmentation network learns from."""
+
+    real = "real"
+    synthetic = "synthetic"
+    both = "both"
+    real_all = "real_all"
+
+
 class UnknownLabels(str, Enum):
     """What to do with label ids that the scheme does not have."""
 
@@ -200,6 +209,35 @@ def evaluate(
         label_scheme=scheme,
         work_dir=work_dir,
         model_file=model,
+    )
+
+
+@app.command()
+def downstream(
+    dataset_dir: DatasetDir,
+    arm: Annotated[Arm, typer.Option(help="What the segmentation network learns from.")],
+    preset: Preset = "compact",
+    manifest: ManifestFile = None,
+    scheme: OwnScheme = None,
+    work_dir: WorkDir = None,
+    model: Model = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop the training, with a checkpoint, after this time.")
+    ] = None,
+    bundle: Bundle = None,
+) -> None:
+    """Train a segmentation network on real or synthetic T1w and test it on real people; run it for each arm."""
+    run_stage(
+        _bundle(bundle),
+        "evaluate_downstream",
+        preset,
+        arm=arm.value,
+        dataset_dir=dataset_dir,
+        manifest_file=manifest,
+        label_scheme=scheme,
+        work_dir=work_dir,
+        model_file=model,
+        max_minutes=max_minutes,
     )
 
 

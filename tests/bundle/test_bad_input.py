@@ -199,6 +199,7 @@ def test_bad_scans_are_listed_when_evaluation_comes_to_them(study, data, tmp_pat
             dataset_dir=data,
             manifest_file=data / "phantoms.json",
             splits=["val", "test"],
+            unseen_splits=["fusion_train"],  # those of val are bad
             output_dir=tmp_path / "evaluation",
         )
     headline, *lines = str(caught.value).splitlines()

@@ -325,7 +325,7 @@ def test_monai_finds_every_property_of_a_workflow_however_often_it_is_parsed(stu
         assert workflow.check_properties() == []
 
 
-@pytest.mark.parametrize("stage", ["prepare", "synthesize_planes"])
+@pytest.mark.parametrize("stage", ["prepare", "synthesize_planes", "evaluate_downstream"])
 def test_the_metadata_of_a_stage_that_is_no_workflow_of_monais_are_found(study, stage):
     workflow = study.workflow(stage, None)
     for _ in range(2):

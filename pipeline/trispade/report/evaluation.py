@@ -79,6 +79,7 @@ class Evaluation:
         unseen_cases: prepared scans of people, beside the test people, whom no network was trained on.
         models: name to file of each model, for the page's account of what made the numbers.
         output_dir: where tables and page go.
+        downstream_file: ``downstream.json`` of evaluate_downstream; the page says so where there is none.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Evaluation:
         unseen_cases: Sequence[PreparedCase],
         models: Mapping[str, str],
         output_dir: str | Path,
+        downstream_file: str | Path,
     ) -> None:
         self.store = store
         self.items = cases
@@ -102,6 +104,7 @@ class Evaluation:
         self.unseen_cases = unseen_cases
         self.models = models
         self.output_dir = Path(output_dir)
+        self.downstream_file = Path(downstream_file)
 
     def run(self) -> str:
         """Measure, compare, write.
@@ -162,7 +165,7 @@ class Evaluation:
         methods = [name for name in METHOD_NAMES if any(row["method"] == name for row in results.summary)]
         table = markdown_table(results.summary, methods=methods)
         write_text(table + "\n", self.output_dir / "summary.md")
-        content = evaluation_page(results, self.manifest, self.models)
+        content = evaluation_page(results, self.manifest, self.models, self.downstream_file)
         write_json(
             {
                 "all": results.summary,

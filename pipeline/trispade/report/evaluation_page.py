@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import platform
 import shlex
 import sys
@@ -44,13 +45,16 @@ SHOWN_METHODS = ("label_mean", "direct", *PLANES, "mean_of_planes", FUSED)
 FITS = ("gain_offset", "none")
 
 
-def evaluation_page(results: Results, manifest: Manifest, models: Mapping[str, str]) -> ReportContent:
+def evaluation_page(
+    results: Results, manifest: Manifest, models: Mapping[str, str], downstream_file: Path
+) -> ReportContent:
     """Put together the page of an evaluation.
 
     Args:
         results: what was measured.
         manifest: whose test scans these are.
         models: name to file of each model.
+        downstream_file: tables of evaluate_downstream, if it was run.
     """
     copies = None if isinstance(results.copies, str) else results.copies
     found = {"volumes": len(copies), "copies": sum(each.is_copy for each in copies)} if copies is not None else None
@@ -69,6 +73,7 @@ def evaluation_page(results: Results, manifest: Manifest, models: Mapping[str, s
         if isinstance(results.copies, str)
         else memorisation_verdict(results.copies),
         distribution=_distances_table(results.distances),
+        downstream=_downstream_table(downstream_file),
         failures=results.failures,
         credits=_credits(manifest),
     )
@@ -166,6 +171,23 @@ def _distances_table(distances: Mapping[str, Mapping[str, float]] | str) -> Tabl
         rows,
         notes=["Halves of the people against the other halves; the floor is real scans against real scans."],
         strong=name_of(FUSED),
+    )
+
+
+def _downstream_table(path: Path) -> Table | None:
+    """Lay out the Dice of segmentation networks: a row a structure, a column an arm; None if none was trained."""
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text())
+    found = {(row["structure"], row["arm"]): row for row in content["summary"]}
+    arms, structures = (list(dict.fromkeys(key[place] for key in found)) for place in (1, 0))
+    cells = {key: f"{number(row['mean'], 3)} ± {number(row['sd'], 3)}" for key, row in found.items()}
+    people = max((row["people"] for row in found.values()), default=0)
+    return Table(
+        f"Dice on real scans of people whom nothing was trained on (n = {people}), by what the network has learnt from",
+        ["structure", *arms],
+        [[structure.replace("_", " "), *(cells.get((structure, arm)) for arm in arms)] for structure in structures],
+        notes=[f"Not trained yet: {', '.join(content['missing'])}."] if content.get("missing") else [],
     )
 
 
