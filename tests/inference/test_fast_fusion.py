@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.inferers import SlidingWindowInferer
+from torch import nn
+
+from trispade.inference.fast_fusion import FastFusion, fast_fusion
+from trispade.networks import FusionNet
+
+BACKGROUND = -1.0
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def trained(enliven):
+    def build(channels: tuple[int, ...] = (4, 6, 8), norm: str = "none", residual: bool = False) -> FusionNet:
+        fusion = enliven(FusionNet(3, 1, channels, norm, residual)).eval()
+        for name, buffer in fusion.named_buffers():
+            if name.endswith("running_var"):
+                nn.init.uniform_(buffer, 0.2, 2.0)
+        for convolution in (part for part in fusion.modules() if isinstance(part, nn.Conv3d)):
+            convolution.weight.mul_(2)  # from the gain of 0.7 to that which keeps the variance behind a ReLU
+        fusion.exit.weight.div_(fusion(2 * torch.rand(1, 3, 32, 32, 32) - 1).std())
+        return fusion
+
+    return build
+
+
+@pytest.fixture
+def volume() -> torch.Tensor:
+    """Three painted planes of one head in the corner of a box, (1, 3, X, Y, Z)."""
+    planes = torch.full((1, 3, 64, 48, 80), BACKGROUND)
+    planes[:, :, 3:30, 8:31, 4:40] = 2 * torch.rand(1, 3, 27, 23, 36) - 1
+    return planes
+
+
+def assert_same(fast: torch.Tensor, plain: torch.Tensor) -> None:
+    assert plain.std() > 0.05
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("channels", [(5,), (4, 6), (4, 6, 8), (2, 3, 5, 7)])
+def test_it_merges_as_the_plain_net_does(trained, norm, residual, channels):
+    fusion = trained(channels, norm, residual)
+    windows = 2 * torch.rand(2, 3, 16, 24, 32) - 1
+    assert_same(FastFusion(fusion, torch.float32, BACKGROUND)(windows), fusion(windows))
+
+
+def test_one_window_alone_is_merged_as_among_others(trained):
+    fast = FastFusion(trained(), torch.float32, BACKGROUND)
+    windows = 2 * torch.rand(3, 3, 32, 32, 32) - 1
+    assert_same(torch.cat([fast(one) for one in windows.split(1)]), fast(windows))
+
+
+def test_windows_of_background_alone_are_merged_once_and_alike(trained):
+    fusion = trained()
+    fast = FastFusion(fusion, torch.float32, BACKGROUND)
+    merged = []
+    merge = fast._merge
+    fast._merge = lambda planes: (merged.append(len(planes)), merge(planes))[1]
+    windows = torch.full((4, 3, 16, 16, 16), BACKGROUND)
+    windows[2, 1, 5, 6, 7] = 0.5
+    assert_same(fast(windows), fusion(windows))
+    assert_same(fast(windows[:2]), fusion(windows[:2]))
+    assert merged.count(1) + merged.count(2) == len(merged)
+    merged.clear()
+    fast(windows[:2])
+    assert not merged
+
+
+def test_moved_over_a_volume_it_gives_what_the_plain_net_gives(trained, volume):
+    fusion = trained(residual=True)
+    slide = SlidingWindowInferer((32, 32, 32), sw_batch_size=4, overlap=0.5, mode="gaussian")
+    assert_same(slide(volume, FastFusion(fusion, torch.float32, BACKGROUND)), slide(volume, fusion))
+
+
+def test_an_empty_volume_is_merged_alike(trained):
+    fusion = trained()
+    slide = SlidingWindowInferer((32, 32, 32), sw_batch_size=4, overlap=0.5, mode="gaussian")
+    empty = torch.full((2, 3, 32, 64, 32), BACKGROUND)
+    assert_same(slide(empty, FastFusion(fusion, torch.float32, BACKGROUND)), slide(empty, fusion))
+
+
+def test_bfloat16_is_no_further_off_than_autocasting_the_plain_net(trained):
+    fusion = trained()
+    windows = 2 * torch.rand(4, 3, 32, 32, 32) - 1
+    exact, fast = fusion(windows), FastFusion(fusion, torch.bfloat16, BACKGROUND)(windows)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = fusion(windows).float()
+    assert fast.dtype == torch.float32
+    assert 0 < (fast - exact).abs().mean() < 1.2 * (plain - exact).abs().mean()
+    assert (fast - exact).abs().max() < 1.5 * (plain - exact).abs().max()
+
+
+def test_autocast_around_the_fast_path_does_not_change_it(trained):
+    fast = FastFusion(trained(), torch.float32, BACKGROUND)
+    windows = 2 * torch.rand(2, 3, 16, 16, 16) - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = fast(windows)
+    assert torch.equal(inside, fast(windows))
+
+
+def test_a_net_without_a_fast_path_is_given_back_as_it_is(trained):
+    for plain in (nn.Identity(), trained().train(), trained().to("meta")):
+        assert fast_fusion(plain, amp=False, outside=BACKGROUND) is plain
+    assert fast_fusion(trained(), amp=False, outside=BACKGROUND).dtype == torch.float32
+    assert fast_fusion(trained(), amp=True, outside=BACKGROUND).dtype == torch.bfloat16
