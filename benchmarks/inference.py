@@ -45,7 +45,10 @@ from trispade.transforms import FillBraind, LoadLabelMapd, MapLabelsd, ToWorking
 PRESETS = Path(__file__).resolve().parent.parent / "bundle/configs/presets"
 WAYS = ("naive", "fast_fp32", "fast_bf16")
 NAIVE_BATCHES = (1, 4, 12)
-RANDOM_SPREAD = 0.15  # of intensities in [-1, 1]; bfloat16 is off in proportion, and by several times more of it than on trained nets
+RANDOM_SPREAD = 0.15
+"""Spread of random weights' images, in [-1, 1].
+
+The error of bfloat16 grows with it: at 0.2 its mean was 2.1e-3 (compact, a MALC map)."""
 
 
 def main() -> None:
