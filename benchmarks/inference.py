@@ -45,10 +45,10 @@ from trispade.transforms import FillBraind, LoadLabelMapd, MapLabelsd, ToWorking
 PRESETS = Path(__file__).resolve().parent.parent / "bundle/configs/presets"
 WAYS = ("naive", "fast_fp32", "fast_bf16")
 NAIVE_BATCHES = (1, 4, 12)
-RANDOM_SPREAD = 0.15
+RANDOM_SPREAD = 0.2
 """Spread of random weights' images, in [-1, 1].
 
-The error of bfloat16 grows with it: at 0.2 its mean was 2.1e-3 (compact, a MALC map)."""
+The error of bfloat16 grows with it: at 0.2 its mean was 2.1e-3 (compact, a MALC map); on trained weights 7e-4."""
 
 
 def main() -> None:
