@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
 from trispade.errors import InputError
+from trispade.itk_threads import one_itk_thread
 
 # Where MALC 2012 has its tissues: grey matter at 0.63 (0.61 to 0.65) of white matter's median, which is itself the 82nd
 # percentile (79 to 83) of the brain.
@@ -192,7 +192,7 @@ def _n4_log_field(
         warnings.simplefilter("ignore")
         import itk  # here, since it takes seconds
 
-        with _one_itk_thread(itk):
+        with one_itk_thread(itk):
             image, mask_image = (_itk_image(itk, array, spacing_mm) for array in (t1w, mask.astype(np.uint8)))
             n4 = itk.N4BiasFieldCorrectionImageFilter.New(image, MaskImage=mask_image)
             n4.SetNumberOfFittingLevels(len(iterations))
@@ -206,18 +206,6 @@ def _itk_image(itk: object, array: np.ndarray, spacing_mm: Sequence[float]) -> o
     image = itk.image_from_array(np.ascontiguousarray(array.transpose(2, 1, 0)))  # type: ignore[attr-defined]
     image.SetSpacing([float(size) for size in spacing_mm])
     return image
-
-
-@contextmanager
-def _one_itk_thread(itk: object) -> Iterator[None]:
-    """Keep the order of sums, and with it the result, the same on every machine."""
-    threader = itk.MultiThreaderBase  # type: ignore[attr-defined]
-    before = threader.GetGlobalDefaultNumberOfThreads()
-    threader.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        yield
-    finally:
-        threader.SetGlobalDefaultNumberOfThreads(before)
 
 
 def _at_every_voxel(log_field: np.ndarray, box: tuple[slice, ...], shape: tuple[int, ...], factor: int) -> np.ndarray:

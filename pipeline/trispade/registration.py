@@ -6,8 +6,7 @@ Grids may differ in spacing, orientation and obliquity: what is estimated is a m
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from scipy import ndimage, optimize
 
 from trispade.errors import InputError
+from trispade.itk_threads import one_itk_thread
 
 RESOLUTIONS_MM = (8.0, 4.0, 2.0)
 MARGIN_MM = 16.0
@@ -64,7 +64,7 @@ def register_rigidly(
         warnings.simplefilter("ignore")
         import itk  # here, since it takes seconds
 
-        with _one_itk_thread(itk):
+        with one_itk_thread(itk):
             transform = itk.Euler3DTransform[itk.D].New()
             transform.SetCenter(_lps(fixed_centre))
             transform.SetTranslation(_lps(moving_centre - fixed_centre))
@@ -203,15 +203,3 @@ def _itk_parameters(itk: Any, values: np.ndarray) -> Any:
 
 def _lps(point: np.ndarray) -> list[float]:
     return [-float(point[0]), -float(point[1]), float(point[2])]
-
-
-@contextmanager
-def _one_itk_thread(itk: Any) -> Iterator[None]:
-    """Keep the order of sums, and with it the result, the same on every machine."""
-    threader = itk.MultiThreaderBase
-    before = threader.GetGlobalDefaultNumberOfThreads()
-    threader.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        yield
-    finally:
-        threader.SetGlobalDefaultNumberOfThreads(before)

@@ -88,6 +88,17 @@ def shown_case(seed: int, shape: tuple[int, int, int], spacing_mm: float, blur: 
     return ShownCase.from_own_grid(f"sub-{seed:02d}", label_map, phantom.t1w, volumes, phantom.affine)
 
 
+PROVENANCE = Provenance(
+    "trispade evaluate --dataset-dir malc2012 --model-file models/model.pt --output-dir evaluation",
+    ["evaluate.yaml", "presets/compact.yaml", "spacing_mm=2.0"],
+    HashedFile("malc2012.json", "0f" * 32),
+    [HashedFile("model.pt", "1e" * 32), HashedFile("direct_model.pt", "2d" * 32)],
+    {"python": "3.11.4", "torch": "2.13.0", "monai": "1.6.1", "trispade": "0.1.0"},
+    {"bootstrap": 0, "networks": 0},
+    {"gan_train": 12, "fusion_train": 5, "val": 2, "test": 6},
+)
+
+
 def make_full_content(cases: Sequence[ShownCase]) -> ReportContent:
     """A page with every part, of a best and a worst case."""
     best, worst = cases
@@ -113,21 +124,12 @@ def make_full_content(cases: Sequence[ShownCase]) -> ReportContent:
         comparison_row("coronal", 0.74, 0.66, 0.83, role="best plane"),
         comparison_row("mean_of_planes", -0.03, -0.08, 0.02, p=0.4375, positive=2),
     ]
-    cycles_per_mm = (np.arange(32) + 0.5) / 64
     nearest = [["sub-07", "sub-01", 0.12, "sub-05", 0.11, 0.01], ["sub-08", "sub-02", 0.10, "sub-06", 0.12, -0.02]]
     return ReportContent(
         title="Evaluation of trispade on MALC 2012",
         date="22 November 2026",
         verdict=verdict_of(summary, comparisons, rescan, {"volumes": 9, "copies": 0}),
-        provenance=Provenance(
-            "trispade evaluate --dataset-dir malc2012 --model-file models/model.pt --output-dir evaluation",
-            ["evaluate.yaml", "presets/compact.yaml", "spacing_mm=2.0"],
-            HashedFile("malc2012.json", "0f" * 32),
-            [HashedFile("model.pt", "1e" * 32), HashedFile("direct_model.pt", "2d" * 32)],
-            {"python": "3.11.4", "torch": "2.13.0", "monai": "1.6.1", "trispade": "0.1.0"},
-            {"bootstrap": 0, "networks": 0},
-            {"gan_train": 12, "fusion_train": 5, "val": 2, "test": 6},
-        ),
+        provenance=PROVENANCE,
         results=[results_table(summary, fit, "all test people") for fit in ("gain_offset", "none")],
         comparisons=comparison_table(comparisons),
         rescan=[results_table(rescan, fit, "people scanned twice") for fit in ("gain_offset", "none")],
@@ -135,17 +137,7 @@ def make_full_content(cases: Sequence[ShownCase]) -> ReportContent:
             results_table(summary_rows(MEASURED, people=people, scans=scans), "gain_offset", f"age {group}")
             for group, people, scans in (("under 40", 3, 6), ("40 to 64", 2, 2), ("65 and over", 1, 1))
         ],
-        figures=[
-            slices_figure(best),
-            profiles_figure(best, "coronal"),
-            differences_figure(best),
-            extremes_figure(best, worst, {best.case_id: 21.9, worst.case_id: 19.7}),
-            structures_figure(structure_intensities(summary)),
-            spectrum_figure(
-                cycles_per_mm,
-                {method: np.exp(-rate * cycles_per_mm) for method, rate in (("fused", 5.0), ("label_mean", 9.0))},
-            ),
-        ],
+        figures=_figures(best, worst, summary),
         memorisation=Table(
             "Nearest training scan and nearest scan of an unseen person, by local correlation",
             ["synthetic volume", "nearest training", "correlation", "nearest unseen", "correlation", "gap"],
@@ -170,3 +162,18 @@ def make_full_content(cases: Sequence[ShownCase]) -> ReportContent:
         },
         credits=["T1w scans from the OASIS project; labels provided by Neuromorphometrics, Inc.; CC BY-NC 3.0"],
     )
+
+
+def _figures(best: ShownCase, worst: ShownCase, summary: Sequence[dict[str, Any]]) -> list[Any]:
+    cycles_per_mm = (np.arange(32) + 0.5) / 64
+    return [
+        slices_figure(best),
+        profiles_figure(best, "coronal"),
+        differences_figure(best),
+        extremes_figure(best, worst, {best.case_id: 21.9, worst.case_id: 19.7}),
+        structures_figure(structure_intensities(summary)),
+        spectrum_figure(
+            cycles_per_mm,
+            {method: np.exp(-rate * cycles_per_mm) for method, rate in (("fused", 5.0), ("label_mean", 9.0))},
+        ),
+    ]

@@ -6,7 +6,6 @@ direct_model.json  preset, vocabulary, architecture, trained classes, people, ha
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +17,12 @@ from torch import Tensor
 
 from trispade import __version__
 from trispade.data import plain_settings
-from trispade.engines import check_record, checkpoint_exists, hash_tensors, load_checkpoint, save_checkpoint
+from trispade.engines import check_record, checkpoint_exists, hash_tensors, load_checkpoint
 from trispade.errors import InputError
 from trispade.inference.inferer import BACKGROUND, autocast
-from trispade.inference.model_files import read_model_record
+from trispade.inference.model_files import read_model_record, save_model, stored_state, training_of
 from trispade.labels import Vocabulary
 from trispade.networks import DirectUNet, load_weights
-from trispade.nifti import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +101,7 @@ def export_direct(
     network = DirectUNet(vocabulary.num_classes, **architecture)
     load_weights(network, trained["objects"]["network"], str(path))
     network.class_table.copy_(torch.from_numpy(vocabulary.fallback_table(training["trained_classes"])))
-    state = _stored(network, dtype)
+    state = stored_state(network, dtype)
     record = {
         "trispade_version": __version__,
         "network": NETWORK,
@@ -112,17 +110,10 @@ def export_direct(
         "spacing_mm": settings["spacing_mm"],
         "closing_mm": settings["closing_mm"],
         "trained_classes": training["trained_classes"],
-        "training": {
-            "direct": {key: value for key, value in training.items() if key not in ("vocabulary", "architecture")}
-        },
+        "training": {"direct": training_of(training)},
         "sha256": hash_tensors(state),
     }
-    save_checkpoint(state, model_file)
-    with replacing(Path(model_file).with_suffix(".json")) as partial_path:
-        partial_path.write_text(json.dumps(record, indent=1) + "\n")
-    line = f"{model_file}: {sum(value.numel() for value in state.values()) / 1e6:.2f} M values as {dtype}"
-    logger.info(line)
-    return line
+    return save_model(state, record, model_file, dtype)
 
 
 def load_direct(
@@ -229,13 +220,3 @@ def _keep_other_models(model_file: str | Path, preset: str) -> None:
         raise InputError.of(
             model_file, f"nothing, or a direct model of preset {preset}", found, "Move it, or set --direct_model_file."
         )
-
-
-def _stored(network: DirectUNet, dtype: str) -> dict[str, Tensor]:
-    """Give the state dict with its weights in another type; the table of classes stays as it is."""
-    if dtype not in ("float16", "float32"):
-        raise InputError.of("model_dtype", "float16 or float32", repr(dtype), "Correct the setting.")
-    state = network.state_dict()
-    return {
-        name: value.to(getattr(torch, dtype)) if value.is_floating_point() else value for name, value in state.items()
-    }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from trispade import __version__
 from trispade.data import plain_settings
@@ -88,7 +89,7 @@ def export_model(
         **generators["axial"].record["architecture"],
         **_fusion_arguments(fusion_architecture),
     )
-    state = _stored(model, dtype)
+    state = stored_state(model, dtype)
     record = {
         "trispade_version": __version__,
         "vocabulary": vocabulary.to_dict(),
@@ -98,13 +99,19 @@ def export_model(
         "closing_mm": settings["closing_mm"],
         "trained_classes": trained,
         "training": {
-            **{f"generator_{plane}": _training(g.record) for plane, g in generators.items()},
-            "fusion": _training(fusion["record"]),
+            **{f"generator_{plane}": training_of(g.record) for plane, g in generators.items()},
+            "fusion": training_of(fusion["record"]),
         },
         "sha256": hash_tensors(state),
     }
+    return save_model(state, record, model_file, dtype)
+
+
+def save_model(state: Mapping[str, torch.Tensor], record: Mapping[str, Any], model_file: str | Path, dtype: str) -> str:
+    """Write a state dict and the record beside it; gives one line that says so."""
     save_checkpoint(state, model_file)
-    _write_record(Path(model_file).with_suffix(".json"), record)
+    with replacing(Path(model_file).with_suffix(".json")) as partial_path:
+        partial_path.write_text(json.dumps(record, indent=1) + "\n")
     line = f"{model_file}: {sum(value.numel() for value in state.values()) / 1e6:.2f} M values as {dtype}"
     logger.info(line)
     return line
@@ -212,7 +219,7 @@ def _fusion_arguments(architecture: Mapping[str, Any]) -> dict[str, Any]:
     return {("residual" if name == "residual" else f"fusion_{name}"): value for name, value in architecture.items()}
 
 
-def _stored(model: TriplanarSynthesizer, dtype: str) -> dict[str, torch.Tensor]:
+def stored_state(model: nn.Module, dtype: str) -> dict[str, torch.Tensor]:
     """Give the state dict with its weights in another type; running statistics may lie beyond what float16 holds."""
     if dtype not in ("float16", "float32"):
         raise InputError.of("model_dtype", "float16 or float32", repr(dtype), "Correct the setting.")
@@ -221,10 +228,6 @@ def _stored(model: TriplanarSynthesizer, dtype: str) -> dict[str, torch.Tensor]:
     return {name: value.to(getattr(torch, dtype)) if name in weights else value for name, value in state.items()}
 
 
-def _training(record: Mapping[str, Any]) -> dict[str, Any]:
+def training_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep of a checkpoint's record what tells of its training."""
     return {key: value for key, value in record.items() if key not in ("vocabulary", "architecture")}
-
-
-def _write_record(path: Path, record: Mapping[str, Any]) -> None:
-    with replacing(path) as partial_path:
-        partial_path.write_text(json.dumps(record, indent=1) + "\n")
