@@ -34,7 +34,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trispade.geometry import PLANES, slice_axis, slice_volume
 from trispade.inference import PlaneInferer
-from trispade.inference.fast import fast_generator
 from trispade.inference.fast_fusion import fast_fusion
 from trispade.inference.inferer import BACKGROUND
 from trispade.labels import load_scheme
@@ -274,8 +273,8 @@ def run_stage(
     if way == "naive":
         painted = paint_naively(network.generators[plane], part, plane, batch_size)
     else:
-        generator = fast_generator(network.generators[plane], way == "fast_bf16", BACKGROUND)
-        painted = PlaneInferer(plane, batch_size)(part[None, None], generator)[0, 0]
+        inferer = PlaneInferer(plane, batch_size, amp=way == "fast_bf16")
+        painted = inferer(part[None, None], network.generators[plane])[0, 0]
     volumes[index].index_copy_(slice_axis(plane), chosen, painted)
     return scale
 
@@ -326,9 +325,9 @@ def count_operations(
             outline = synthesizer(preset).generators[plane].eval()
             naive += len(slices) * operations(outline, torch.zeros_like(slices[:1], device="meta"))
         chosen, scale = chosen_slices(len(slices), counted_slices)
-        painter = PlaneInferer(plane, preset["slice_batch_size"])
+        painter = PlaneInferer(plane, preset["slice_batch_size"], amp=True)
         part = label_map.index_select(slice_axis(plane), chosen)[None, None]
-        fast += scale * operations(painter, part, fast_generator(generator, True, BACKGROUND))
+        fast += scale * operations(painter, part, generator)
     busy = F.max_pool3d((label_map > 0).float()[None, None], 32, 16) > 0
     windows = torch.rand(2, len(PLANES), 32, 32, 32)
     naive += busy.numel() / 2 * operations(network.fusion, windows)

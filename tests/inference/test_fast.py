@@ -9,7 +9,8 @@ from torch import nn
 from trispade.errors import InputError
 from trispade.inference.fast import FastGenerator, fast_generator, labelled_box, needed_regions
 from trispade.inference.fast_spade import Region, SpadeTables, class_codes, find_neighbourhoods
-from trispade.networks.generator import STAGES, Spade, SpadeGenerator, encode_labels, fold_spectral_norm
+from trispade.networks import fold_spectral_norm
+from trispade.networks.triplanar import STAGES, Spade, SpadeGenerator, encode_labels
 
 STRIDES = [stride for _, _, stride in STAGES]
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
+from torch import nn
 
 from trispade.errors import InputError
 from trispade.geometry import PLANES, slice_axis
@@ -12,6 +13,17 @@ from trispade.networks import TriplanarSynthesizer
 from trispade.networks.style_encoder import style_from_seed
 
 SHAPE = (32, 64, 96)
+
+
+class Painted(nn.Module):
+    """Stands in for a generator: the same intensity everywhere."""
+
+    def __init__(self, intensity: float) -> None:
+        super().__init__()
+        self.intensity = intensity
+
+    def forward(self, slices: torch.Tensor) -> torch.Tensor:
+        return torch.full(slices.shape, self.intensity)
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +122,7 @@ def test_a_generator_gets_labelled_slices_of_its_own_plane_and_no_others(label_m
 
 def test_each_plane_is_painted_by_its_own_generator(network, label_map):
     for plane in PLANES[1:]:
-        network.generators[plane].forward = lambda slices: torch.full(slices.shape, 0.25)
+        network.generators[plane] = Painted(0.25)
     planes = inferer(return_planes=True)(label_map, network)
     brain = network.known_labels(label_map) > 0
     assert planes[:, :1][brain].std() > 1e-2

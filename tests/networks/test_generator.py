@@ -8,12 +8,12 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.flop_counter import FlopCounterMode
 
 from trispade.errors import InputError
-from trispade.networks.generator import (
+from trispade.networks import fold_spectral_norm
+from trispade.networks.triplanar import (
     Spade,
     SpadeGenerator,
     SpadeResBlock,
     encode_labels,
-    fold_spectral_norm,
 )
 
 NUM_CLASSES = 5

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from trispade.errors import InputError
-from trispade.networks.generator import SpadeGenerator
 from trispade.networks.recalibration import recalibrate_norms
+from trispade.networks.triplanar import SpadeGenerator
 
 NUM_CLASSES = 5
 

@@ -5,8 +5,7 @@ import torch
 
 from trispade.errors import InputError
 from trispade.geometry import PLANES, slice_volume, stack_slices
-from trispade.networks.generator import SpadeGenerator, fold_spectral_norm
-from trispade.networks.triplanar import FusionNet, TriplanarSynthesizer, assemble
+from trispade.networks import FusionNet, SpadeGenerator, TriplanarSynthesizer, assemble, fold_spectral_norm
 
 GENERATOR = {"num_classes": 5, "ngf": 4, "hidden": 8, "max_channels": 16}
 FUSION = {"fusion_channels": (4, 6, 8), "residual": True}

@@ -27,7 +27,7 @@ from trispade.inference.fast_spade import (
     find_neighbourhoods,
     modulate,
 )
-from trispade.networks.generator import LEAKY_SLOPE, SpadeGenerator, SpadeResBlock
+from trispade.networks.triplanar import LEAKY_SLOPE, SpadeGenerator, SpadeResBlock
 
 CONVOLUTIONS_A_BLOCK = 2  # of 3x3, one behind the other
 PIXELS_AT_ONCE = 2**15  # of feature maps, which then stay in the cache

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trispade.networks.generator import Spade
+from trispade.networks.triplanar import Spade
 
 TAPS = 9  # positions of a 3x3 kernel
 CENTRE = 4  # the one in its middle

@@ -1,4 +1,7 @@
-"""Label map to T1w in bounded memory: slices in batches, then patches."""
+"""Label map to T1w in bounded memory: slices in batches, then patches.
+
+On CPUs both networks take the fast path of `trispade.inference.fast` and `fast_fusion`, which gives the same image.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from tqdm import tqdm
 
 from trispade.errors import InputError
 from trispade.geometry import PLANES, Plane, slice_volume, stack_slices
+from trispade.inference.fast import fast_generator
+from trispade.inference.fast_fusion import fast_fusion
 from trispade.networks.style_encoder import style_from_seed
 
 BACKGROUND = -1.0
@@ -57,16 +62,17 @@ class PlaneInferer(Inferer):
         Returns:
             (B, 1, X, Y, Z) float32 in [-1, 1], -1 where there is no label.
         """
-        return torch.stack([self._paint(label_map, network) for label_map in inputs])
+        paint = fast_generator(network, self.amp, BACKGROUND)
+        return torch.stack([self._paint(label_map, paint) for label_map in inputs])
 
-    def _paint(self, label_map: Tensor, network: Callable[..., Tensor]) -> Tensor:
+    def _paint(self, label_map: Tensor, paint: Callable[..., Tensor]) -> Tensor:
         slices = slice_volume(label_map, self.plane)
         painted = torch.full(slices.shape, BACKGROUND, device=slices.device)
         labelled = (slices > 0).flatten(1).any(dim=1).nonzero()[:, 0]
         for batch in labelled.split(self.batch_size):
             style = () if self.style is None else (self.style.to(slices.device).expand(len(batch), -1),)
             with autocast(slices.device, self.amp):
-                painted[batch] = network(slices[batch], *style).float()
+                painted[batch] = paint(slices[batch], *style).float()
             self._report(len(batch))
         self._report(len(slices) - len(labelled))
         return stack_slices(painted.masked_fill_(slices == 0, BACKGROUND), self.plane)
@@ -133,7 +139,7 @@ class TriplanarInferer(Inferer):
             )
             bar.set_description_str("fuse")
             with autocast(inputs.device, self.amp):
-                fused = self.fusion(planes, network.fusion).float()
+                fused = self.fusion(planes, fast_fusion(network.fusion, self.amp, BACKGROUND)).float()
         fused = fused.clamp(-1.0, 1.0).masked_fill(label_map == 0, BACKGROUND)
         return torch.cat([planes, fused], dim=1) if self.return_planes else fused
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from trispade.networks.assembly import assemble, load_weights
 from trispade.networks.direct import DirectUNet
 from trispade.networks.discriminator import SpadeDiscriminator
-from trispade.networks.generator import SpadeGenerator, fold_spectral_norm
 from trispade.networks.recalibration import recalibrate_norms
+from trispade.networks.spectral import fold_spectral_norm
 from trispade.networks.style_encoder import StyleEncoder
-from trispade.networks.triplanar import FusionNet, TriplanarSynthesizer, assemble, load_weights
+from trispade.networks.triplanar import FusionNet, SpadeGenerator, TriplanarSynthesizer

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from trispade.networks.generator import LEAKY_SLOPE, encode_labels, initialised
+from trispade.networks.triplanar import LEAKY_SLOPE, encode_labels, initialised
 
 WIDEST = 8
 """Widths double from ``ndf`` with each layer up to this multiple of it."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trispade.networks.generator import LEAKY_SLOPE, initialised
+from trispade.networks.triplanar import LEAKY_SLOPE, initialised
 
 INPUT_SIZE = 256
 """Slices are resized to this height and width."""

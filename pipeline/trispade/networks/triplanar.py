@@ -1,10 +1,16 @@
-"""The whole synthesis as one module: three generators paint a volume in their planes, a 3D CNN fuses the three."""
+"""What turns a label map into a T1w volume: a SPADE generator for each plane, the fusion net, and the four as one.
+
+Source:
+    Park et al., Semantic Image Synthesis with Spatially-Adaptive Normalization, CVPR 2019, sections 3 and appendix A,
+    for the generator; Ayaz et al., figure 2, for the fusion net. Written from the papers' text. Where we deviate, the
+    class that does so says it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +18,192 @@ from torch import Tensor, nn
 
 from trispade.errors import InputError
 from trispade.geometry import PLANES
-from trispade.networks.generator import SpadeGenerator, add_spectral_norm, fold_spectral_norm
+from trispade.networks.spectral import add_spectral_norm
+
+STAGES = ((16, 16, 32), (16, 16, 16), (16, 16, 16), (16, 8, 8), (8, 4, 4), (4, 2, 2), (2, 1, 1))
+"""One row a residual block: width in and width out in units of ``ngf``, and the step of its label grid in pixels."""
+
+INIT_GAIN = 0.02
+LEAKY_SLOPE = 0.2
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+def encode_labels(label_map: Tensor, num_classes: int, stride: int = 1) -> Tensor:
+    """One-hot encode a label map, taking every ``stride``-th row and column (nearest-neighbour downsampling).
+
+    Args:
+        label_map: (B, 1, H, W) class indices of any integer or floating type.
+        num_classes: number of channels of the result.
+        stride: step in pixels.
+
+    Returns:
+        (B, num_classes, H / stride, W / stride) bool, laid out channels-last. An index outside the vocabulary gives
+        zeros in all channels.
+    """
+    coarse = label_map[:, 0, ::stride, ::stride].unsqueeze(-1)
+    return (coarse == torch.arange(num_classes, device=label_map.device)).permute(0, 3, 1, 2)
+
+
+def initialised(layer: Layer) -> Layer:
+    """Give a layer Xavier-normal weights of gain 0.02 and a bias of zero (Park et al., appendix A)."""
+    nn.init.xavier_normal_(layer.weight, gain=INIT_GAIN)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ParameterFreeNorm(nn.BatchNorm2d):
+    """Batch normalisation without scale and shift, as SPADE uses it before its own modulation.
+
+    In eval mode it uses running statistics only, so that a pixel does not change with the field of view. A batch that
+    holds one value a channel (a single 32x32 slice on the coarsest grid) has no variance: it is normalised by the
+    running statistics in training mode too.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, H, W) channel by channel."""
+        use_batch = self.training and x.numel() > x.shape[1]
+        return F.batch_norm(x, self.running_mean, self.running_var, None, None, use_batch, 0.1, self.eps)
+
+
+class Spade(nn.Module):
+    """Spatially-adaptive normalisation: ``norm(x) * (1 + gamma) + beta``, gamma and beta painted from the label map.
+
+    Args:
+        channels: channels of the feature map.
+        num_classes: channels of the one-hot label map.
+        hidden: channels of the layer that gamma and beta share.
+
+    Source:
+        Park et al., equation 1 and figure 2. Gamma and beta are plain convolutions: no normalisation, no activation.
+    """
+
+    def __init__(self, channels: int, num_classes: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = ParameterFreeNorm(channels)
+        self.shared = initialised(nn.Conv2d(num_classes, hidden, 3, padding=1))
+        self.gamma = initialised(nn.Conv2d(hidden, channels, 3, padding=1))
+        self.beta = initialised(nn.Conv2d(hidden, channels, 3, padding=1))
+
+    def forward(self, x: Tensor, one_hot: Tensor) -> Tensor:
+        """Modulate ``x`` (B, C, H, W) by ``one_hot`` (B, num_classes, H, W) of the same grid."""
+        anatomy = F.relu(self.shared(one_hot))
+        return self.norm(x) * (1 + self.gamma(anatomy)) + self.beta(anatomy)
+
+
+class SpadeResBlock(nn.Module):
+    """Residual block whose convolutions each stand behind SPADE and LeakyReLU; the shortcut is learnt if widths differ.
+
+    Source:
+        Park et al., figure 4 and appendix A. Spectral norm on the block's convolutions, not on SPADE's own.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, num_classes: int, hidden: int) -> None:
+        super().__init__()
+        middle = min(in_channels, out_channels)
+        self.spade_0 = Spade(in_channels, num_classes, hidden)
+        self.conv_0 = initialised(nn.Conv2d(in_channels, middle, 3, padding=1))
+        self.spade_1 = Spade(middle, num_classes, hidden)
+        self.conv_1 = initialised(nn.Conv2d(middle, out_channels, 3, padding=1))
+        learnt = in_channels != out_channels
+        self.spade_shortcut = Spade(in_channels, num_classes, hidden) if learnt else None
+        self.conv_shortcut = initialised(nn.Conv2d(in_channels, out_channels, 1, bias=False)) if learnt else None
+        self.activation = nn.LeakyReLU(LEAKY_SLOPE)
+
+    def forward(self, x: Tensor, one_hot: Tensor) -> Tensor:
+        """Map ``x`` (B, in_channels, H, W) to (B, out_channels, H, W)."""
+        y = self.conv_0(self.activation(self.spade_0(x, one_hot)))
+        y = self.conv_1(self.activation(self.spade_1(y, one_hot)))
+        if self.spade_shortcut is not None and self.conv_shortcut is not None:
+            x = self.conv_shortcut(self.activation(self.spade_shortcut(x, one_hot)))
+        return x + y
+
+
+class SpadeGenerator(nn.Module):
+    """Paint the slices of a label map: seven SPADE residual blocks from 1/32 of the size to full size.
+
+    Args:
+        num_classes: size of the label vocabulary, background included.
+        out_channels: channels of the image (1 for T1w).
+        ngf: width of the last block; the first has 16 times as many channels.
+        hidden: width of the layer that gamma and beta share in each SPADE.
+        max_channels: cap on the width of every block; None for the published widths.
+        style_dim: length of the style code that is added to the coarsest features; None for no style.
+        spectral: normalise the blocks' convolutions spectrally; False for a generator whose norm has been folded.
+
+    Source:
+        Park et al., appendix A. Deviations: the first layer is a convolution of the coarsest label map, as in the
+        paper's variant without an encoder, and a style code is added to it through a linear layer that is shared by
+        all positions, so that every slice size works; in the paper a linear layer paints a grid of fixed size.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        out_channels: int,
+        ngf: int,
+        hidden: int,
+        max_channels: int | None = None,
+        style_dim: int | None = None,
+        spectral: bool = True,
+    ) -> None:
+        super().__init__()
+        cap = max_channels or 16 * ngf
+        self.num_classes = num_classes
+        self.style_dim = style_dim or 0
+        self.label_strides = [stride for _, _, stride in STAGES]
+        widest = min(16 * ngf, cap)
+        self.head = initialised(nn.Conv2d(num_classes, widest, 3, padding=1))
+        self.style = initialised(nn.Linear(style_dim, widest)) if style_dim else None
+        self.blocks = nn.ModuleList(
+            SpadeResBlock(min(wide * ngf, cap), min(narrow * ngf, cap), num_classes, hidden)
+            for wide, narrow, _ in STAGES
+        )
+        self.activation = nn.LeakyReLU(LEAKY_SLOPE)
+        self.tail = initialised(nn.Conv2d(min(ngf, cap), out_channels, 3, padding=1))
+        if spectral:
+            add_spectral_norm(self.blocks)
+
+    def forward(self, label_map: Tensor, style: Tensor | None = None) -> Tensor:
+        """Paint a batch of slices.
+
+        Args:
+            label_map: (B, 1, H, W) class indices of any integer or floating type; H and W multiples of 32.
+            style: (B, style_dim) code; None is the code of zeros, the mean of the prior.
+
+        Returns:
+            (B, out_channels, H, W) intensities in [-1, 1].
+
+        Raises:
+            InputError: if H or W is not a multiple of 32.
+        """
+        height, width = label_map.shape[-2], label_map.shape[-1]
+        stride = self.label_strides[0]
+        if height % stride != 0 or width % stride != 0:
+            raise InputError(
+                f"label map: expected a height and a width that are multiples of {stride}, got {height}x{width}. "
+                "Pad it with background."
+            )
+        one_hot = self.encode(label_map, stride)
+        x = self.head(one_hot)
+        if self.style is not None:
+            code = torch.zeros(len(x), self.style_dim, device=x.device, dtype=x.dtype) if style is None else style
+            x = x + self.style(code)[:, :, None, None]
+        for index, block in enumerate(self.blocks):
+            if self.label_strides[index] < stride:
+                stride = self.label_strides[index]
+                one_hot = self.encode(label_map, stride)
+                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            x = block(x, one_hot)
+        return torch.tanh(self.tail(self.activation(x)))
+
+    def encode(self, label_map: Tensor, stride: int) -> Tensor:
+        """One-hot encode the label map at ``1 / stride`` of its size, in the precision of the weights."""
+        return encode_labels(label_map, self.num_classes, stride).to(self.head.weight.dtype)
 
 
 class ConvolutionPair(nn.Sequential):
@@ -179,76 +370,6 @@ class TriplanarSynthesizer(nn.Module):
     def finish(self, volumes: Tensor, label_map: Tensor) -> Tensor:
         """Bound intensities to [-1, 1] and set them to -1 in the background; both (B, 1, X, Y, Z)."""
         return volumes.clamp(-1.0, 1.0).masked_fill(self.known_labels(label_map) == 0, -1.0)
-
-
-def assemble(
-    generators: Mapping[str, Mapping[str, Tensor]],
-    fusion: Mapping[str, Tensor],
-    class_table: Iterable[int],
-    **architecture: Any,
-) -> TriplanarSynthesizer:
-    """Build the whole from the state dicts of its trained parts.
-
-    Args:
-        generators: for each plane, the state dict of its generator, with spectral norm as trained or already folded.
-        fusion: state dict of the fusion net.
-        class_table: see `TriplanarSynthesizer`.
-        **architecture: the other arguments of `TriplanarSynthesizer`.
-
-    Returns:
-        The synthesizer in eval mode.
-
-    Raises:
-        InputError: if a plane is missing or weights do not fit the architecture.
-    """
-    missing = [plane for plane in PLANES if plane not in generators]
-    if missing:
-        raise InputError.of("synthesizer", "a generator for each plane", f"none for {', '.join(missing)}", "Train it.")
-    synthesizer = TriplanarSynthesizer(**architecture, class_table=class_table)
-    for plane, generator in synthesizer.generators.items():
-        assert isinstance(generator, SpadeGenerator)
-        if any("parametrizations" in name for name in generators[plane]):
-            add_spectral_norm(generator)
-        load_weights(generator, generators[plane], f"generator of the {plane} plane")
-        fold_spectral_norm(generator)
-    load_weights(synthesizer.fusion, fusion, "fusion net")
-    return synthesizer.eval()
-
-
-def load_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load a state dict that must fit exactly; only a style is the model's own matter, and is taken up if it has one.
-
-    Raises:
-        InputError: that names the first weight that does not fit.
-    """
-    if isinstance(network, TriplanarSynthesizer) and not network.style_dim:
-        _take_up_style(network, state)
-    wanted = {key: value.shape for key, value in network.state_dict().items()}
-    found = {key: getattr(value, "shape", None) for key, value in state.items()}
-    misfits = [key for key in sorted(wanted | found) if wanted.get(key) != found.get(key)]
-    if misfits:
-        first = misfits[0]
-        raise InputError.of(
-            name,
-            f"{first} of shape {_shape(wanted.get(first))}",
-            f"{_shape(found.get(first))} ({len(misfits)} weights differ)",
-            "Use the preset and the vocabulary that it was trained with.",
-        )
-    network.load_state_dict(state)
-
-
-def _take_up_style(synthesizer: TriplanarSynthesizer, state: Mapping[str, Tensor]) -> None:
-    """Add the layers that a style code goes through where a state dict has them."""
-    for plane, generator in synthesizer.generators.items():
-        assert isinstance(generator, SpadeGenerator)
-        weight = state.get(f"generators.{plane}.style.weight")
-        if weight is not None:
-            generator.style = nn.Linear(weight.shape[1], generator.head.out_channels)
-            generator.style_dim = synthesizer.style_dim = weight.shape[1]
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "none" if shape is None else "x".join(map(str, shape)) or "()"
 
 
 def _convolution(in_channels: int, out_channels: int, norm: str) -> list[nn.Module]:
