@@ -403,13 +403,6 @@ def test_the_best_state_is_kept_over_a_restart_and_a_worse_or_undefined_one_is_n
     assert [validated(metric, i) for i, metric in enumerate(metrics)] == [None, 1.0, 1.0, 1.0, 4.0, 4.0]
 
 
-def test_learning_rates_are_constant_then_fall_linearly_to_zero():
-    factor = constant_then_linear(total_epochs=8, decay_from=0.5)
-    assert [factor(epoch) for epoch in range(9)] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0]
-    assert factor(20) == 0
-    assert {constant_then_linear(3, decay_from=1.0)(epoch) for epoch in range(3)} == {1.0}
-
-
 def test_a_stop_at_an_epochs_end_does_not_delay_the_schedule(gan_stage):
     gan_stage.run(2 * LENGTH)
     assert gan_stage.schedule.last_epoch == 2
