@@ -6,7 +6,7 @@
 Ours is the trainer of train_spade.yaml with its loader, losses, optimizers and handlers, as the config builds it. The
 textbook loop trains the same two networks from the same weights on the same slices: fp32, its own plain loader, fake
 and real shown to the discriminator one after the other, nothing frozen. The two take turns of a few steps, so that
-other work on the machine meets both alike. Without a data set, phantoms of the preset's size are made and prepared first.
+other work on the machine meets both alike. Without a data set, phantoms of the preset's size are made and prepared.
 """
 
 from __future__ import annotations

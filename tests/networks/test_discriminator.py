@@ -56,6 +56,17 @@ def test_each_scale_returns_four_features_and_the_logits():
     ]
 
 
+def test_several_images_of_each_label_map_are_judged_as_if_shown_one_after_the_other():
+    discriminator = small_discriminator().eval()
+    label_map, fake = random_batch()
+    real = torch.rand_like(fake)
+    together = discriminator(label_map, torch.cat([fake, real]))
+    alone = [discriminator(label_map, image) for image in (fake, real)]
+    for i, scale in enumerate(together):
+        for j, features in enumerate(scale):
+            torch.testing.assert_close(features, torch.cat([each[i][j] for each in alone]), atol=1e-5, rtol=1e-4)
+
+
 def test_the_second_scale_sees_the_average_pooled_input():
     discriminator = small_discriminator().eval()
     label_map, image = random_batch()

@@ -165,7 +165,7 @@ class SpadeTrainer(SupervisedTrainer):
 
     def _discriminate(self, label_map: Tensor, fake: Tensor, real: Tensor) -> tuple[Features, Features]:
         """Show fake and real in one batch, so that whatever a norm sees of the one it sees of the other."""
-        features = self.discriminator(torch.cat([label_map, label_map]), torch.cat([fake, real.to(fake.dtype)]))
+        features = self.discriminator(label_map, torch.cat([fake, real.to(fake.dtype)]))
         halves = [[feature.chunk(2) for feature in scale] for scale in features]
         return [[f for f, _ in scale] for scale in halves], [[r for _, r in scale] for scale in halves]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -71,17 +70,29 @@ class SpadeDiscriminator(nn.Module):
 
         Args:
             label_map: (B, 1, H, W) class indices of any integer or floating type.
-            image: (B, image_channels, H, W) intensities in [-1, 1].
+            image: (n B, image_channels, H, W) intensities in [-1, 1]: n images of every label map, such as all fakes,
+                then all real ones.
 
         Returns:
-            One list a scale, finest first: the features of each layer, the logits (B, 1, h, w) last.
+            One list a scale, finest first: the features of each layer, the logits (n B, 1, h, w) last.
         """
-        x = torch.cat([encode_labels(label_map, self.num_classes).to(image.dtype), image], dim=1)
+        one_hot = encode_labels(label_map, self.num_classes).to(image.dtype)
         features = []
         for index, scale in enumerate(self.scales):
-            x = self.halve(x) if index > 0 else x
-            features.append(scale(x))
+            if index > 0:
+                # Each by itself, since only the image passes gradients on.
+                one_hot, image = self.halve(one_hot), self.halve(image)
+            features.append(scale(_join(one_hot, image)))
         return features
+
+
+def _join(one_hot: Tensor, image: Tensor) -> Tensor:
+    """Put labels and image together, channels last, as the convolutions want them: (n B, C, H, W)."""
+    batch, classes, height, width = one_hot.shape
+    x = image.new_empty((len(image) // batch, batch, height, width, classes + image.shape[1]))
+    x[..., :classes] = one_hot.movedim(1, -1)
+    x[..., classes:] = image.movedim(1, -1).unflatten(0, (-1, batch))
+    return x.flatten(0, 1).movedim(-1, 1)
 
 
 def _layer(in_channels: int, out_channels: int, stride: int, normalised: bool) -> nn.Module:

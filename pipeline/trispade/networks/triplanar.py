@@ -92,7 +92,13 @@ class Spade(nn.Module):
     def forward(self, x: Tensor, one_hot: Tensor) -> Tensor:
         """Modulate ``x`` (B, C, H, W) by ``one_hot`` (B, num_classes, H, W) of the same grid."""
         anatomy = F.relu(self.shared(one_hot))
-        return self.norm(x) * (1 + self.gamma(anatomy)) + self.beta(anatomy)
+        # 1 + gamma and beta as one convolution of twice the channels, which takes less time than two.
+        gamma_bias, beta_bias = self.gamma.bias, self.beta.bias
+        assert gamma_bias is not None
+        assert beta_bias is not None
+        weight, bias = torch.cat([self.gamma.weight, self.beta.weight]), torch.cat([1 + gamma_bias, beta_bias])
+        scale, shift = F.conv2d(anatomy, weight, bias, padding=1).chunk(2, dim=1)
+        return torch.addcmul(shift, self.norm(x), scale)
 
 
 class SpadeResBlock(nn.Module):
