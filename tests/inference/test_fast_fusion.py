@@ -5,7 +5,7 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from trispade.inference.fast_fusion import FastFusion, fast_fusion
+from trispade.inference.fast_fusion import FastFusion, fast_fusion, needed_regions
 from trispade.networks import FusionNet
 
 BACKGROUND = -1.0
@@ -80,6 +80,31 @@ def test_moved_over_a_volume_it_gives_what_the_plain_net_gives(trained, volume):
     fusion = trained(residual=True)
     slide = SlidingWindowInferer((32, 32, 32), sw_batch_size=4, overlap=0.5, mode="gaussian")
     assert_same(slide(volume, FastFusion(fusion, torch.float32, BACKGROUND)), slide(volume, fusion))
+
+
+@pytest.mark.parametrize("channels", [(5,), (4, 6), (4, 6, 8), (2, 3, 5, 7)])
+@pytest.mark.parametrize("box", [((0, 3), (8, 31), (4, 32)), ((13, 14), (0, 32), (29, 32)), ((0, 32),) * 3])
+def test_cropped_to_what_is_painted_every_voxel_of_it_is_as_if_the_whole_window_were_merged(trained, channels, box):
+    fusion = trained(channels, residual=True)
+    painted = (slice(None), slice(None), *(slice(*extent) for extent in box))
+    windows = torch.full((2, 3, 32, 32, 32), BACKGROUND)
+    windows[painted] = 2 * torch.rand(windows[painted].shape) - 1
+    merged = FastFusion(fusion, torch.float32, BACKGROUND, crop=True)(windows)
+    assert_same(merged[painted], fusion(windows)[painted])
+    merged[painted] = BACKGROUND
+    assert (merged == BACKGROUND).all()
+
+
+def test_the_regions_of_a_box_grow_by_two_voxels_a_level_to_even_numbers_within_the_window():
+    regions = needed_regions([(0, 9), (13, 20), (31, 32)], [[32] * 3, [16] * 3, [8] * 3])
+    assert regions == [[(0, 12), (10, 22), (28, 32)], [(0, 8), (2, 14), (12, 16)], [(0, 8)] * 3]
+
+
+def test_a_crop_is_made_in_bfloat16_by_default(trained):
+    windows = torch.full((1, 3, 32, 32, 32), BACKGROUND)
+    windows[:, :, 3:7, 4:9, 5:6] = 0.5
+    for dtype, number in ((torch.bfloat16, 4 * 5 * 1), (torch.float32, 32**3)):
+        assert (FastFusion(trained(), dtype, BACKGROUND)(windows) != BACKGROUND).sum() == number
 
 
 def test_an_empty_volume_is_merged_alike(trained):
