@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import SupervisedTrainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from trispade.data import SliceDataset
 from trispade.engines import (
+    ClipGradients,
     Progress,
     RecalibrateBeforeUse,
     ReportValidation,
@@ -181,3 +183,21 @@ def test_a_small_sample_of_a_large_dataset_is_spread_over_all_of_it(build_gan, m
     recalibrated(build_gan, dataset, steps=1)
     assert sorted(asked) == [0, 5, 11, 17, 23, 29]
     assert asked[:3] == [0, 11, 23]
+
+
+@pytest.mark.parametrize(("slope", "length"), [(30.0, 0.5), (0.25, 0.25)])
+def test_a_step_along_a_large_gradient_is_as_long_as_the_bound_and_a_small_one_as_it_was(slope, length):
+    network = nn.Linear(1, 1, bias=False)
+    before = network.weight.item()
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=[{"image": torch.ones(1, 1), "label": torch.zeros(1, 1)}],
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=1.0),
+        loss_function=lambda pred, _: slope * pred.sum(),
+        train_handlers=[ClipGradients(network, max_norm=0.5)],
+        decollate=False,
+    )
+    trainer.run()
+    assert before - network.weight.item() == pytest.approx(length, rel=1e-4)

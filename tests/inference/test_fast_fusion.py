@@ -95,9 +95,14 @@ def test_cropped_to_what_is_painted_every_voxel_of_it_is_as_if_the_whole_window_
     assert (merged == BACKGROUND).all()
 
 
-def test_the_regions_of_a_box_grow_by_two_voxels_a_level_to_even_numbers_within_the_window():
+def test_the_regions_of_a_box_grow_by_two_voxels_a_level_to_quarters_of_the_window():
     regions = needed_regions([(0, 9), (13, 20), (31, 32)], [[32] * 3, [16] * 3, [8] * 3])
-    assert regions == [[(0, 12), (10, 22), (28, 32)], [(0, 8), (2, 14), (12, 16)], [(0, 8)] * 3]
+    assert regions == [[(0, 16), (8, 24), (24, 32)], [(0, 12), (0, 16), (8, 16)], [(0, 8)] * 3]
+
+
+def test_regions_of_windows_without_even_quarters_begin_and_end_at_even_numbers():
+    regions = needed_regions([(7, 9), (5, 6), (0, 1)], [[20, 12, 4], [10, 6, 2]])
+    assert regions == [[(4, 12), (2, 8), (0, 4)], [(0, 10), (0, 6), (0, 2)]]
 
 
 def test_a_crop_is_made_in_bfloat16_by_default(trained):

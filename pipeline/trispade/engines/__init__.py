@@ -4,6 +4,7 @@ from trispade.engines.batches import AutocastInferer, label_map_and_t1w, planes_
 from trispade.engines.case_evaluator import CaseDataset, CaseEvaluator, IsolateFailures, first_of_batch
 from trispade.engines.checkpoints import checkpoint_exists, hash_tensors, load_checkpoint, save_checkpoint
 from trispade.engines.handlers import (
+    ClipGradients,
     Progress,
     RecalibrateBeforeUse,
     ReportValidation,

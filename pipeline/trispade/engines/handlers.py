@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers.tqdm_logger import ProgressBar
+from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
@@ -44,6 +45,29 @@ class Progress:
     def _log(self, engine: Engine) -> None:
         losses = ", ".join(f"{name} {value:.3f}" for name, value in scalar_outputs(engine.state.output).items())
         logger.info("%s: epoch %d of %d, %s", self.label, engine.state.epoch, engine.state.max_epochs, losses)
+
+
+class ClipGradients:
+    """Scales the gradients of a step down where their norm is above a bound.
+
+    A network without norms that Adam trains on small, steady gradients is thrown out of its minimum by a single large
+    one: the direct net was, at 1 mm, after 700 steps.
+
+    Args:
+        network: whose gradients.
+        max_norm: bound of their common Euclidean norm.
+    """
+
+    def __init__(self, network: nn.Module, max_norm: float) -> None:
+        self.network = network
+        self.max_norm = max_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._clip)
+
+    def _clip(self, engine: Engine) -> None:
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
 
 
 class StopAfter:

@@ -137,20 +137,21 @@ def needed_regions(box: list[Extent], sizes: list[list[int]]) -> list[list[Exten
         sizes: of each level, finest first, each half of the one before.
 
     Returns:
-        An extent an axis for each level, in its own voxels, even but for the coarsest, which is whole.
+        An extent an axis for each level, in its own voxels; the coarsest is whole. The others begin and end at quarters
+        of the window where these are even: each new shape costs the time and memory of preparing its convolutions.
     """
     regions, wanted = [], box
     for size in sizes[:-1]:
-        region = [
-            (
-                max((first - CONVOLUTIONS_A_LEVEL) // 2 * 2, 0),
-                min((end + CONVOLUTIONS_A_LEVEL + 1) // 2 * 2, extent),
-            )
-            for (first, end), extent in zip(wanted, size, strict=True)
-        ]
+        region = [_grown(*extent, length) for extent, length in zip(wanted, size, strict=True)]
         regions.append(region)
         wanted = _halved(region)
-    return [*regions, [(0, extent) for extent in sizes[-1]]]
+    return [*regions, [(0, length) for length in sizes[-1]]]
+
+
+def _grown(first: int, end: int, length: int) -> Extent:
+    step = max(length // 8 * 2, 2)
+    low, high = first - CONVOLUTIONS_A_LEVEL, end + CONVOLUTIONS_A_LEVEL
+    return max(low // step * step, 0), min(-(-high // step) * step, length)
 
 
 def _halved(region: list[Extent]) -> list[Extent]:
