@@ -185,6 +185,15 @@ def test_a_small_sample_of_a_large_dataset_is_spread_over_all_of_it(build_gan, m
     assert asked[:3] == [0, 11, 23]
 
 
+@pytest.mark.parametrize("options", [{"scaler": object()}, {"scaler": None, "accumulation_steps": 2}])
+def test_gradients_that_are_scaled_or_accumulated_are_not_clipped_in_silence(options):
+    engine = Engine(lambda engine, batch: None)
+    for name, value in options.items():
+        setattr(engine, name, value)
+    with pytest.raises(ValueError, match="expected neither loss scaling nor accumulation"):
+        ClipGradients(nn.Linear(1, 1), max_norm=0.5).attach(engine)
+
+
 @pytest.mark.parametrize(("slope", "length"), [(30.0, 0.5), (0.25, 0.25)])
 def test_a_step_along_a_large_gradient_is_as_long_as_the_bound_and_a_small_one_as_it_was(slope, length):
     network = nn.Linear(1, 1, bias=False)

@@ -205,6 +205,13 @@ def test_a_generator_without_a_fast_path_is_given_back_as_it_is(trained):
         assert isinstance(fast_generator(folded, amp=False), FastGenerator)
 
 
+def test_a_generator_that_is_to_be_differentiated_keeps_its_gradients(trained):
+    generator = trained()
+    with torch.enable_grad():
+        assert fast_generator(generator, amp=False) is generator
+        assert isinstance(fast_generator(generator.requires_grad_(False), amp=False), FastGenerator)
+
+
 def test_the_fast_path_uses_the_precision_that_is_asked_for(trained):
     generator = trained()
     assert fast_generator(generator, amp=False).dtype == torch.float32

@@ -138,8 +138,33 @@ def test_autocast_around_the_fast_path_does_not_change_it(trained):
     assert torch.equal(inside, fast(windows))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_any_type_are_taken(trained, dtype):
+    fusion = trained().to(dtype)
+    windows = 2 * torch.rand(2, 3, 16, 16, 16) - 1
+    assert_same(FastFusion(fusion, torch.float32, BACKGROUND)(windows), fusion.float()(windows))
+
+
+def test_a_net_of_several_channels_is_cropped_too(enliven):
+    fusion = enliven(FusionNet(3, 2, (4, 6))).eval()
+    windows = 2 * torch.rand(2, 3, 16, 16, 16) - 1
+    assert_same(FastFusion(fusion, torch.float32, BACKGROUND, crop=True)(windows), fusion(windows))
+
+
+def test_a_net_that_is_to_be_differentiated_keeps_its_gradients(trained):
+    fusion = trained()
+    with torch.enable_grad():
+        assert fast_fusion(fusion, amp=False, outside=BACKGROUND) is fusion
+        assert isinstance(fast_fusion(fusion.requires_grad_(False), amp=False, outside=BACKGROUND), FastFusion)
+
+
+@pytest.mark.parametrize(("has_it", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bfloat16_is_taken_where_the_processor_has_it(trained, monkeypatch, has_it, dtype):
+    monkeypatch.setattr("trispade.inference.fast._has_bfloat16", lambda: has_it)
+    assert fast_fusion(trained(), amp=True, outside=BACKGROUND).dtype == dtype
+    assert fast_fusion(trained(), amp=False, outside=BACKGROUND).dtype == torch.float32
+
+
 def test_a_net_without_a_fast_path_is_given_back_as_it_is(trained):
     for plain in (nn.Identity(), trained().train(), trained().to("meta")):
         assert fast_fusion(plain, amp=False, outside=BACKGROUND) is plain
-    assert fast_fusion(trained(), amp=False, outside=BACKGROUND).dtype == torch.float32
-    assert fast_fusion(trained(), amp=True, outside=BACKGROUND).dtype == torch.bfloat16

@@ -56,6 +56,9 @@ class ClipGradients:
     Args:
         network: whose gradients.
         max_norm: bound of their common Euclidean norm.
+
+    Raises:
+        ValueError: on attaching, if the trainer scales its loss or accumulates gradients, which this does not know.
     """
 
     def __init__(self, network: nn.Module, max_norm: float) -> None:
@@ -63,7 +66,9 @@ class ClipGradients:
         self.max_norm = max_norm
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
+        """Register with a `SupervisedTrainer`."""
+        if getattr(engine, "scaler", None) is not None or getattr(engine, "accumulation_steps", 1) > 1:
+            raise ValueError("trainer: expected neither loss scaling nor accumulation of gradients, got one of them.")
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._clip)
 
     def _clip(self, engine: Engine) -> None:

@@ -37,19 +37,30 @@ NUMBERED_AT_ONCE = 2**20  # positions of the label map; bounds the memory of the
 def fast_generator(generator: Callable[..., Tensor], amp: bool, outside: float | None = None) -> Callable[..., Tensor]:
     """Give the fast path of a trained generator where there is one, or the generator itself.
 
-    There is one on CPUs for a `SpadeGenerator` in eval mode whose spectral norm is folded. On GPUs the plain
-    convolutions are faster than sorting neighbourhoods.
+    There is one on CPUs for a `SpadeGenerator` in eval mode whose spectral norm is folded and whose parameters need no
+    gradients. On GPUs the plain convolutions are faster than sorting neighbourhoods.
 
     Args:
         generator: (N, 1, H, W) class indices to (N, 1, H, W).
-        amp: compute in bfloat16.
+        amp: compute in bfloat16, where the processor does.
         outside: see `FastGenerator`.
     """
     if not isinstance(generator, SpadeGenerator) or generator.training or generator.head.weight.device.type != "cpu":
         return generator
     if any(is_parametrized(part) for part in generator.modules()):
         return generator
-    return FastGenerator(generator, torch.bfloat16 if amp else torch.float32, outside)
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in generator.parameters()):
+        return generator
+    return FastGenerator(generator, fast_dtype(amp), outside)
+
+
+def fast_dtype(amp: bool) -> torch.dtype:
+    """Give bfloat16 if it is asked for and the processor computes with it; elsewhere float32 is faster."""
+    return torch.bfloat16 if amp and _has_bfloat16() else torch.float32
+
+
+def _has_bfloat16() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class FastGenerator(nn.Module):

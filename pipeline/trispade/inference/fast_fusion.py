@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trispade.inference.fast import fast_dtype
 from trispade.networks import FusionNet
 
 Weights = tuple[Tensor, Tensor | None]
@@ -29,16 +30,18 @@ CONVOLUTIONS_A_LEVEL = 2  # of 3x3x3, one behind the other
 def fast_fusion(fusion: Callable[..., Tensor], amp: bool, outside: float) -> Callable[..., Tensor]:
     """Give the fast path of a trained fusion net where there is one, or the net itself.
 
-    There is one on CPUs for a `FusionNet` in eval mode.
+    There is one on CPUs for a `FusionNet` in eval mode whose parameters need no gradients.
 
     Args:
         fusion: (N, C, X, Y, Z) windows to (N, 1, X, Y, Z).
-        amp: compute in bfloat16.
+        amp: compute in bfloat16, where the processor does.
         outside: see `FastFusion`.
     """
     if not isinstance(fusion, FusionNet) or fusion.training or fusion.exit.weight.device.type != "cpu":
         return fusion
-    return FastFusion(fusion, torch.bfloat16 if amp else torch.float32, outside)
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in fusion.parameters()):
+        return fusion
+    return FastFusion(fusion, fast_dtype(amp), outside)
 
 
 class FastFusion(nn.Module):
@@ -61,7 +64,9 @@ class FastFusion(nn.Module):
         self.entry = _pair(fusion.entry, dtype)
         self.down = [_pair(level, dtype) for level in fusion.down]
         self.up = [_up(level, dtype) for level in fusion.up]
-        self.exit = (fusion.exit.weight.detach().flatten(1).float(), fusion.exit.bias)
+        bias = fusion.exit.bias
+        assert bias is not None
+        self.exit = (fusion.exit.weight.detach().flatten(1).float(), bias.detach().float())
         self._of_background: dict[torch.Size, Tensor] = {}
 
     @torch.no_grad()
@@ -95,7 +100,7 @@ class FastFusion(nn.Module):
         if not self.crop:
             whole = [(0, size) for size in planes.shape[2:]]
             return self._ascend(skipped, mean, whole)
-        merged = torch.full_like(mean, self.outside)
+        merged = mean.new_full((len(mean), len(self.exit[0]), *mean.shape[2:]), self.outside)
         for index, window in enumerate(planes != self.outside):
             one = slice(index, index + 1)
             if window.any():

@@ -1,6 +1,7 @@
 """Label map to T1w in bounded memory: slices in batches, then patches.
 
-On CPUs both networks take the fast path of `trispade.inference.fast` and `fast_fusion`, which gives the same image.
+On CPUs, networks in eval mode without spectral norm take the fast path of `trispade.inference.fast` and `fast_fusion`,
+without gradients and without hooks; it gives the same image up to rounding.
 """
 
 from __future__ import annotations

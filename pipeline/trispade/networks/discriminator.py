@@ -89,6 +89,7 @@ class SpadeDiscriminator(nn.Module):
 def _join(one_hot: Tensor, image: Tensor) -> Tensor:
     """Put labels and image together, channels last, as the convolutions want them: (n B, C, H, W)."""
     batch, classes, height, width = one_hot.shape
+    assert len(image) % batch == 0, "each label map needs as many images as the others"
     x = image.new_empty((len(image) // batch, batch, height, width, classes + image.shape[1]))
     x[..., :classes] = one_hot.movedim(1, -1)
     x[..., classes:] = image.movedim(1, -1).unflatten(0, (-1, batch))

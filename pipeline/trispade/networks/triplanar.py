@@ -1,7 +1,7 @@
 """What turns a label map into a T1w volume: a SPADE generator for each plane, the fusion net, and the four as one.
 
 Source:
-    Park et al., Semantic Image Synthesis with Spatially-Adaptive Normalization, CVPR 2019, sections 3 and appendix A,
+    Park et al., Semantic Image Synthesis with Spatially-Adaptive Normalization, CVPR 2019, section 3 and appendix A,
     for the generator; Ayaz et al., figure 2, for the fusion net. Written from the papers' text. Where we deviate, the
     class that does so says it.
 """
