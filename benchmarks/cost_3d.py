@@ -275,16 +275,16 @@ def ours(settings: dict[str, Any], shape: tuple[int, ...], rows: dict[str, dict[
     """All four networks: what the largest of their trainings takes, which come one after another, and synthesis."""
     with torch.device("meta"):
         network = synthesizer(settings)
-    tera, least = 0.0, 0
+    tera, least = {}, 0
     for plane in PLANES:
         axis = slice_axis(plane)
         slices = (settings["slice_batch_size"], 1, *shape[:axis], *shape[axis + 1 :])
         labels = torch.zeros(slices, dtype=torch.uint8, device="meta")
         cost, largest = synthesis_cost(network.generators[plane], labels)
-        tera, least = tera + cost * shape[axis] / len(labels), max(least, largest)
+        tera[str(plane)], least = cost * shape[axis] / len(labels), max(least, largest)
     windows = torch.zeros((WINDOWS_AT_ONCE, len(PLANES), *(WINDOW,) * 3), device="meta")
     cost, largest = synthesis_cost(network.fusion, windows)
-    tera += cost * num_windows(shape) / len(windows)
+    tera["fusion"] = cost * num_windows(shape) / len(windows)
     volumes = (len(PLANES) + 1) * math.prod(shape) * torch.float32.itemsize
     stages = rows["plane"], rows["fusion"]
     heaviest = max(stages, key=lambda row: row["step_bytes"])
@@ -301,7 +301,8 @@ def ours(settings: dict[str, Any], shape: tuple[int, ...], rows: dict[str, dict[
         "state_bytes": heaviest["state_bytes"],
         "step_bytes": heaviest["step_bytes"],
         "largest_edge": edges,
-        "tera_operations": tera,
+        "tera_operations": sum(tera.values()),
+        "tera_operations_by_stage": tera,
         "synthesis_bytes_at_least": max(least, largest) + volumes,
     }
 
@@ -333,6 +334,7 @@ def findings(rows: dict[str, dict[str, Any]], of_ours: dict[str, dict[str, float
         values = (like[column], conditional[column], plain[column])
         return ", ".join(f"{share(value)} {name}" for value, name in zip(values, names, strict=True))
 
+    stages = rows["ours"]["tera_operations_by_stage"]
     patches, volumes = rows["direct_3d_patches"], "; ".join(edges_in(rows, str(budget)) for budget in BUDGETS_GB)
     return [
         f"Bytes kept by a step, {rows['plane']['step']}: ours keeps {shares('kept_bytes')}.",
@@ -340,7 +342,8 @@ def findings(rows: dict[str, dict[str, Any]], of_ours: dict[str, dict[str, float
         f"Two orders of magnitude fewer than like for like: {holds(like['kept_bytes'] >= 100)} at the preset's batch,"
         f" {holds(like['kept_bytes_to_one_slice'] >= 100)} at one slice.",
         f"With weights, gradients and moments: a step of ours takes {shares('step_bytes')}.",
-        f"Operations of a volume: ours takes {shares('tera_operations')}. Not fewer than a plain 3D net:"
+        f"Operations of a volume: ours takes {shares('tera_operations')}; of its own, fusion takes"
+        f" {stages['fusion'] / sum(stages.values()):.0%}. Not fewer than a plain 3D net:"
         f" {holds(plain['tera_operations'] <= 1)}.",
         f"On patches ({patches['step']}) the plain 3D U-Net trains on any volume too, and a step of it takes"
         f" {share(rows['ours']['step_bytes'] / patches['step_bytes'])} ours.",

@@ -212,7 +212,7 @@ class Discriminator3d(nn.Module):
                 one_hot, image = self.halve(one_hot), self.halve(image)
             x = torch.cat([torch.cat([one_hot] * (len(image) // len(one_hot))), image], dim=1)
             of_scale = []
-            for layer in layers:
+            for layer in layers.children():
                 x = layer(x)
                 of_scale.append(x)
             features.append(of_scale)

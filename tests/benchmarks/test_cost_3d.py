@@ -210,6 +210,8 @@ def test_the_compact_presets_json_holds_every_network_and_what_follows_from_the_
 ) -> None:
     file = tmp_path / "cost.json"
     monkeypatch.setattr(cost_3d, "BUDGETS_GB", (1,))
+    # It turns values, of which the meta device has none, keeps nothing, and takes most of the time.
+    monkeypatch.setattr("torch.nn.utils.parametrizations._SpectralNorm._power_method", lambda *_: None)
     arguments = ["--preset", "compact", "--shape", "64", "96", "64", "--json", str(file)]
     monkeypatch.setattr(sys, "argv", ["cost_3d.py", *arguments])
     cost_3d.main()
@@ -220,11 +222,14 @@ def test_the_compact_presets_json_holds_every_network_and_what_follows_from_the_
         "plane", "plane_of_one_slice", "fusion", "ours", "spade_3d", "conditional_3d", "direct_3d", "direct_3d_patches",
     }  # fmt: skip
     for key, row in rows.items():
-        assert row.keys() == COLUMNS | (WHOLE_VOLUME if key in {"ours", *report["ratios"]} else set())
+        volume = WHOLE_VOLUME if key in {"ours", *report["ratios"]} else set()
+        assert row.keys() - {"tera_operations_by_stage"} == COLUMNS | volume
         assert row["step_bytes"] == row["kept_bytes"] + row["state_bytes"]
         assert row["state_bytes"] == 16 * (row["parameters"] + row["discriminator_parameters"]) or key == "ours"
     assert rows["ours"]["parameters"] == 3 * rows["plane"]["parameters"] + rows["fusion"]["parameters"]
     assert rows["plane"]["step"] == "12 x 96x64"
+    assert rows["plane_of_one_slice"]["kept_bytes"] < rows["plane"]["kept_bytes"]
+    assert rows["plane_of_one_slice"]["largest_edge"]["1"] > rows["plane"]["largest_edge"]["1"] > 0
     with torch.device("meta"):
         plain = DirectUNet(report["num_classes"], cost_3d.read_settings("compact")["direct_channels"])
     assert rows["direct_3d"]["parameters"] == cost_3d.num_parameters(plain)
@@ -238,6 +243,7 @@ def test_the_compact_presets_json_holds_every_network_and_what_follows_from_the_
 
 def test_what_holds_is_decided_by_the_numbers(cost_3d: Any) -> None:
     row = {"step": "1 x 1", "step_bytes": 1, "largest_edge": {str(budget): None for budget in cost_3d.BUDGETS_GB}}
+    row |= {"tera_operations_by_stage": {"axial": 1.0, "fusion": 1.0}}
     rows = dict.fromkeys(("plane", "plane_of_one_slice", "ours", "direct_3d_patches"), row)
     rows |= dict.fromkeys(("spade_3d", "conditional_3d", "direct_3d"), row)
     columns = "kept_bytes", "kept_bytes_to_one_slice", "step_bytes", "tera_operations", "synthesis_bytes_at_least"
@@ -254,14 +260,3 @@ def test_what_holds_is_decided_by_the_numbers(cost_3d: Any) -> None:
 def test_a_shape_that_is_no_multiple_of_32_is_refused(cost_3d: Any, smoke: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="--shape: expected multiples of 32, got 64x60x64"):
         cost_3d.compare(smoke, (64, 60, 64))
-
-
-def test_one_slice_a_step_keeps_less_than_a_batch(
-    cost_3d: Any, candidates: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cost_3d, "BUDGETS_GB", (1,))
-    plane = candidates["meta"]["plane"]
-    batch, one = (cost_3d.training_cost(candidate, 10.0) for candidate in (plane, replace(plane, batch=1)))
-    assert one["kept_bytes"] < batch["kept_bytes"]
-    assert one["state_bytes"] == batch["state_bytes"]
-    assert all(one["largest_edge"][budget] >= edge for budget, edge in batch["largest_edge"].items())
