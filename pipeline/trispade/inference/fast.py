@@ -38,7 +38,7 @@ def fast_generator(generator: Callable[..., Tensor], amp: bool, outside: float |
     """Give the fast path of a trained generator where there is one, or the generator itself.
 
     There is one on CPUs for a `SpadeGenerator` in eval mode whose spectral norm is folded and whose parameters need no
-    gradients. On GPUs the plain convolutions are faster than sorting neighbourhoods.
+    gradients. On GPUs, where it has not been tried, the plain network is taken.
 
     Args:
         generator: (N, 1, H, W) class indices to (N, 1, H, W).

@@ -1,7 +1,7 @@
 """Gamma and beta of SPADE from tables: each distinct neighbourhood of labels is computed once for a batch of slices.
 
 Gamma and beta depend on the labels alone, through 5x5 neighbourhoods of the label map at their scale, and a batch of
-neighbouring slices holds few distinct ones: on brain label maps one in ten positions at full size. Numbering them is
+neighbouring slices holds few distinct ones: on a brain label map one in six positions at full size. Numbering them is
 exact, at the borders of the slice too, so that nothing is approximated.
 """
 
