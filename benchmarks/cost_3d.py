@@ -132,7 +132,7 @@ def candidates(
         "plane": Candidate("2D SPADE, one plane", *plane, batch, slice_shape),
         "plane_of_one_slice": Candidate("2D SPADE, one slice", *plane, 1, slice_shape),
         "fusion": Candidate(
-            "fusion net", fusion, None, settings["patch_batch_size"], (WINDOW,) * 3, len(PLANES), is_patch=True
+            "fusion net", fusion, None, settings["patch_batch_size"], (WINDOW,) * 3, len(PLANES) + 1, is_patch=True
         ),
         "spade_3d": Candidate("3D SPADE, like for like", spade_3d, judge_3d, 1, shape),
         "conditional_3d": Candidate("3D conditional, SC-GAN-like", conditional, judge_3d, 1, shape),
@@ -282,7 +282,7 @@ def ours(settings: dict[str, Any], shape: tuple[int, ...], rows: dict[str, dict[
         labels = torch.zeros(slices, dtype=torch.uint8, device="meta")
         cost, largest = synthesis_cost(network.generators[plane], labels)
         tera[str(plane)], least = cost * shape[axis] / len(labels), max(least, largest)
-    windows = torch.zeros((WINDOWS_AT_ONCE, len(PLANES), *(WINDOW,) * 3), device="meta")
+    windows = torch.zeros((WINDOWS_AT_ONCE, len(PLANES) + 1, *(WINDOW,) * 3), device="meta")
     cost, largest = synthesis_cost(network.fusion, windows)
     tera["fusion"] = cost * num_windows(shape) / len(windows)
     volumes = (len(PLANES) + 1) * math.prod(shape) * torch.float32.itemsize

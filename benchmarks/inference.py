@@ -36,7 +36,7 @@ from trispade.inference import PlaneInferer
 from trispade.inference.fast_fusion import fast_fusion
 from trispade.inference.inferer import BACKGROUND
 from trispade.labels import load_scheme
-from trispade.networks import TriplanarSynthesizer, recalibrate_norms
+from trispade.networks import TriplanarSynthesizer, fusion_input, recalibrate_norms
 from trispade.phantoms import make_phantom
 from trispade.transforms import FillBraind, LoadLabelMapd, MapLabelsd, ToWorkingGridd
 
@@ -124,6 +124,7 @@ def synthesizer(preset: dict[str, Any]) -> TriplanarSynthesizer:
         fusion_channels=preset["fusion_channels"],
         fusion_norm=preset["fusion_norm"],
         residual=preset["residual"],
+        fusion_label_channels=preset["fusion_label_channels"],
     )
 
 
@@ -265,7 +266,8 @@ def run_stage(
             planes = (label_map / 12 - 1).clamp(max=1.0).expand(1, len(PLANES), -1, -1, -1)
         fusion = SlidingWindowInferer((32, 32, 32), sw_batch_size=8, overlap=0.5, mode="gaussian")
         net = network.fusion if way == "naive" else fast_fusion(network.fusion, way == "fast_bf16", BACKGROUND)
-        volumes[-1] = fusion(planes, net)[0, 0].clamp_(-1.0, 1.0).masked_fill_(label_map == 0, BACKGROUND)
+        merged = fusion(fusion_input(planes, label_map[None, None]), net)[0, 0]
+        volumes[-1] = merged.clamp_(-1.0, 1.0).masked_fill_(label_map == 0, BACKGROUND)
         return 1.0
     plane = stage
     chosen, scale = chosen_slices(label_map.shape[slice_axis(plane)], num_slices)
@@ -330,11 +332,17 @@ def count_operations(
         part = label_map.index_select(slice_axis(plane), chosen)[None, None]
         fast += scale * operations(painter, part, generator)
     number = F.max_pool3d((label_map > 0).float()[None, None], 32, 16).numel()
-    naive += number / 2 * operations(network.fusion, torch.rand(2, len(PLANES), 32, 32, 32))
+    naive += (
+        number
+        / 2
+        * operations(network.fusion, fusion_input(torch.rand(2, len(PLANES), 32, 32, 32), torch.ones(2, 1, 32, 32, 32)))
+    )
     planes = torch.where(label_map > 0, 0.0, BACKGROUND).expand(1, len(PLANES), -1, -1, -1)
     slide = SlidingWindowInferer((32, 32, 32), sw_batch_size=8, overlap=0.5, mode="gaussian")
     fused = {
-        kind: operations(slide, planes, fast_fusion(network.fusion, kind == "bf16", BACKGROUND))
+        kind: operations(
+            slide, fusion_input(planes, label_map[None, None]), fast_fusion(network.fusion, kind == "bf16", BACKGROUND)
+        )
         for kind in ("fp32", "bf16")
     }
     return {"naive": naive, **{f"fast_{kind}": fast + count for kind, count in fused.items()}}

@@ -333,6 +333,7 @@ def prepare_synthesis(job: Job, settings: dict[str, Any], device: torch.device) 
         fusion_channels=settings["fusion_channels"],
         fusion_norm=settings["fusion_norm"],
         residual=settings["residual"],
+        fusion_label_channels=settings["fusion_label_channels"],
     )
     for parameter in network.parameters():
         # Initial weights are so small that features would fade, in the end to denormal numbers.

@@ -115,6 +115,9 @@ def synthesize(
         UnknownLabels, typer.Option(help="Label ids that the scheme does not have: stop, or take them as background.")
     ] = UnknownLabels.error,
     model: Model = None,
+    fusion: Annotated[
+        str, typer.Option(help="fidelity (nearest to the real scan) or realism (as sharp as one).")
+    ] = "fidelity",
     bundle: Bundle = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Make finished volumes again, and replace other files of their names.")
@@ -134,6 +137,7 @@ def synthesize(
         unknown_labels=unknown_labels.value,
         dataset_dir=dataset_dir or (labels if labels.is_dir() else labels.parent),
         model_file=model,
+        fusion=fusion,
         overwrite=overwrite,
     )
     typer.echo(f"T1w volumes in {output_dir}")

@@ -44,6 +44,7 @@ def test_a_patch_is_cut_from_planes_and_scan_alike(painted):
     (_, (x, y, z)), item = dataset.items[3], dataset[3]
     patch = (slice(None), slice(x, x + 16), slice(y, y + 16), slice(z, z + 16))
     assert torch.equal(item["planes"], painted.planes()[patch])
+    assert torch.equal(item["label_map"], torch.tensor(painted.prepared.label_map())[None][patch])
     assert torch.equal(item["t1w"], painted.prepared.t1w()[None][patch])
     assert item["planes"].shape == (3, 16, 16, 16)
     assert item["case_id"] == "a"
@@ -54,6 +55,7 @@ def test_a_flip_mirrors_the_first_spatial_axis_of_planes_and_scan(painted):
     visit = next(visit for visit in range(50) if is_flipped(0, 3, visit))
     assert torch.equal(flipping[3, visit]["planes"], plain[3]["planes"].flip(1))
     assert torch.equal(flipping[3, visit]["t1w"], plain[3]["t1w"].flip(1))
+    assert torch.equal(flipping[3, visit]["label_map"], plain[3]["label_map"].flip(1))
     assert not torch.equal(flipping[3, visit]["t1w"], plain[3]["t1w"])
     assert all(torch.equal(plain[3, each]["t1w"], plain[3]["t1w"]) for each in range(8))
 

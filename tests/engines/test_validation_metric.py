@@ -42,7 +42,7 @@ def test_it_is_the_mean_over_volumes_not_over_voxels():
     assert psnr(y_pred, y, mask) == pytest.approx((20 + 40) / 2, abs=1e-3)
 
 
-@pytest.mark.parametrize(("prepare", "channels"), [(label_map_and_t1w, 1), (planes_and_t1w, 3)])
+@pytest.mark.parametrize(("prepare", "channels"), [(label_map_and_t1w, 1), (planes_and_t1w, 4)])
 def test_an_evaluator_reports_it_as_its_key_metric(prepare, channels):
     def item(error):
         t1w = torch.zeros(1, 1, 4, 4, 4)

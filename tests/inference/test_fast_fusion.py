@@ -6,7 +6,7 @@ from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 from trispade.inference.fast_fusion import FastFusion, fast_fusion, needed_regions
-from trispade.networks import FusionNet
+from trispade.networks import FusionNet, fusion_input
 
 BACKGROUND = -1.0
 
@@ -168,3 +168,26 @@ def test_bfloat16_is_taken_where_the_processor_has_it(trained, monkeypatch, has_
 def test_a_net_without_a_fast_path_is_given_back_as_it_is(trained):
     for plain in (nn.Identity(), trained().train(), trained().to("meta")):
         assert fast_fusion(plain, amp=False, outside=BACKGROUND) is plain
+
+
+@pytest.mark.parametrize("crop", [True, False])
+def test_a_net_that_sees_labels_is_merged_as_the_plain_one_inside_the_brain(enliven, crop):
+    fusion = enliven(FusionNet(3, 1, (4, 6, 8), residual=True, label_channels=3, num_classes=5)).eval()
+    labels = torch.zeros(3, 1, 32, 32, 32)
+    labels[:2, :, 4:20, 8:31, 12:32] = torch.randint(1, 5, (2, 1, 16, 23, 20)).float()
+    planes = (2 * torch.rand(3, 3, 32, 32, 32) - 1).masked_fill(labels == 0, BACKGROUND)
+    planes[1] = BACKGROUND  # painted as black as the background: the labels tell them apart
+    windows = fusion_input(planes, labels)
+    inside = labels > 0
+    fast, plain = FastFusion(fusion, torch.float32, BACKGROUND, crop=crop)(windows), fusion(windows)
+    assert_same(fast[inside], plain[inside])
+    if not crop:
+        assert_same(fast, plain)
+
+
+def test_moved_over_a_volume_with_labels_it_gives_what_the_plain_net_gives(enliven, volume):
+    fusion = enliven(FusionNet(3, 1, (4, 6, 8), residual=True, label_channels=3, num_classes=5)).eval()
+    labels = torch.randint(1, 5, (1, 1, *volume.shape[2:])).masked_fill(volume[:, :1] == BACKGROUND, 0)
+    slide = SlidingWindowInferer((32, 32, 32), sw_batch_size=4, overlap=0.5, mode="gaussian")
+    seen = fusion_input(volume, labels)
+    assert_same(slide(seen, FastFusion(fusion, torch.float32, BACKGROUND)), slide(seen, fusion))

@@ -23,6 +23,7 @@ def export(folder: Path, vocabulary: Vocabulary, dtype: str = "float32", **chang
     options = {
         "checkpoints_dir": folder,
         "generator_checkpoint": "last.pt",
+        "fusion": "fidelity",
         "fusion_dir": folder / "fusion",
         "fusion_checkpoint": "best.pt",
         "model_file": folder / "models" / "model.pt",

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from trispade.errors import InputError
-from trispade.networks.triplanar import FusionNet
+from trispade.networks.triplanar import FusionNet, fusion_input
 
 
 def small_fusion(norm: str = "none", residual: bool = False) -> FusionNet:
@@ -64,6 +64,42 @@ def test_a_residual_net_learns_something_else_than_the_mean():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_net_that_sees_labels_gives_another_volume_for_other_labels():
+    fusion = FusionNet(3, 1, (4, 6, 8), label_channels=2, num_classes=5)
+    planes = torch.rand(1, 3, 8, 8, 8)
+    zeros, ones = (fusion_input(planes, torch.full((1, 1, 8, 8, 8), index)) for index in (0, 1))
+    assert (fusion(zeros) - fusion(ones)).abs().max() > 1e-3
+
+
+def test_a_net_that_does_not_see_labels_ignores_their_channel():
+    fusion = small_fusion(residual=True)
+    planes = torch.rand(1, 3, 8, 8, 8)
+    labels = torch.randint(0, 5, (1, 1, 8, 8, 8))
+    assert torch.equal(fusion(fusion_input(planes, labels)), fusion(planes))
+
+
+def test_an_untrained_residual_net_that_sees_labels_is_the_mean_of_the_planes():
+    fusion = FusionNet(3, 1, (4, 6, 8), residual=True, label_channels=2, num_classes=5)
+    planes = torch.rand(1, 3, 8, 8, 8)
+    seen = fusion_input(planes, torch.randint(0, 5, (1, 1, 8, 8, 8)))
+    torch.testing.assert_close(fusion(seen), planes.mean(dim=1, keepdim=True))
+
+
+def test_a_net_that_sees_labels_learns_what_the_planes_do_not_show():
+    fusion = FusionNet(3, 1, (4, 6, 8), label_channels=2, num_classes=5)
+    labels = torch.randint(0, 5, (2, 1, 8, 8, 8))
+    planes, target = torch.zeros(2, 3, 8, 8, 8), labels / 5 - 0.5
+    optimizer = torch.optim.Adam(fusion.parameters(), lr=2e-2)
+    losses = []
+    for _ in range(60):
+        loss = (fusion(fusion_input(planes, labels)) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * target.var()  # without the labels it would stay at the variance
 
 
 def test_the_constructor_leaves_its_arguments_as_they_are():

@@ -5,7 +5,14 @@ import torch
 
 from trispade.errors import InputError
 from trispade.geometry import PLANES, slice_volume, stack_slices
-from trispade.networks import FusionNet, SpadeGenerator, TriplanarSynthesizer, assemble, fold_spectral_norm
+from trispade.networks import (
+    FusionNet,
+    SpadeGenerator,
+    TriplanarSynthesizer,
+    assemble,
+    fold_spectral_norm,
+    fusion_input,
+)
 
 GENERATOR = {"num_classes": 5, "ngf": 4, "hidden": 8, "max_channels": 16}
 FUSION = {"fusion_channels": (4, 6, 8), "residual": True}
@@ -108,6 +115,29 @@ def test_a_size_that_is_no_multiple_of_32_is_refused(synthesizer):
 @pytest.mark.usefixtures("_without_itk")
 def test_the_whole_can_be_scripted(synthesizer):
     label_map = random_labels(size=(32, 32, 64))
+    scripted = torch.jit.script(synthesizer)
+    torch.testing.assert_close(scripted(label_map.float()), synthesizer(label_map), atol=1e-5, rtol=1e-4)
+
+
+def test_a_fusion_net_that_sees_labels_sees_those_that_the_generators_see(enliven):
+    table = [0, 1, 2, 3, 2]
+    synthesizer = enliven(
+        TriplanarSynthesizer(**GENERATOR, **FUSION, fusion_label_channels=2, class_table=table)
+    ).eval()
+    label_map = random_labels()
+    redirected = torch.where(label_map == 4, 2, label_map)
+    assert torch.equal(synthesizer(label_map), synthesizer(redirected))
+    planes = synthesizer.paint_planes(label_map)
+    expected = synthesizer.finish(synthesizer.fusion(fusion_input(planes, redirected)), label_map)
+    assert torch.equal(synthesizer(label_map), expected)
+    other = fusion_input(planes, redirected.clamp(max=1))
+    assert (synthesizer.fusion(other) - synthesizer.fusion(fusion_input(planes, redirected))).abs().max() > 1e-3
+
+
+@pytest.mark.usefixtures("_without_itk")
+def test_a_whole_whose_fusion_net_sees_labels_can_be_scripted(enliven):
+    synthesizer = enliven(TriplanarSynthesizer(**GENERATOR, **FUSION, fusion_label_channels=2)).eval()
+    label_map = random_labels(size=(32, 32, 32))
     scripted = torch.jit.script(synthesizer)
     torch.testing.assert_close(scripted(label_map.float()), synthesizer(label_map), atol=1e-5, rtol=1e-4)
 

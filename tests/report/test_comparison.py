@@ -61,9 +61,9 @@ def training_cases(make_case):
 def stored(training_cases, tmp_path):
     """Store an item's volumes by all methods; gives the case."""
 
-    def store_item(item: dict, direct=None):
+    def store_item(item: dict, direct=None, realism=None):
         store = EvaluationStore(tmp_path / "volumes", None, {})
-        assert StoreMethods(store, training_cases, VOCABULARY, direct)(item) is item
+        assert StoreMethods(store, training_cases, VOCABULARY, direct, realism)(item) is item
         (case,) = store.open([item])
         return case
 
@@ -82,7 +82,7 @@ def psnr_of(case, fit="gain_offset"):
 def test_every_method_is_stored_on_the_scans_own_grid(stored, tmp_path):
     item = make_item(tmp_path)
     case = stored(item)
-    assert case.methods == tuple(method for method in METHODS if method != "direct")
+    assert case.methods == tuple(method for method in METHODS if method not in ("direct", "realism"))
     np.testing.assert_array_equal(case.label_map(), item["own_label_map"][0])
     np.testing.assert_allclose(case.real(), item["t1w"][0])
     np.testing.assert_array_equal(case.affine, item["own_label_map"].affine)
@@ -92,9 +92,21 @@ def test_every_method_is_stored_on_the_scans_own_grid(stored, tmp_path):
 
 def test_a_direct_network_is_one_more_method_after_the_label_mean(stored, tmp_path):
     case = stored(make_item(tmp_path), direct=lambda label_map: torch.where(label_map > 0, label_map / 4, -1.0))
-    assert case.methods == METHODS
+    assert case.methods == tuple(method for method in METHODS if method != "realism")
     label_map = case.label_map()
     np.testing.assert_allclose(case.volume("direct"), np.where(label_map > 0, label_map / 4, -1), atol=1e-4)
+
+
+def test_a_second_fusion_net_gets_planes_and_labels_and_is_one_more_method_after_the_fused_one(stored, tmp_path):
+    def first_plane_and_labels(planes, label_map):
+        assert planes.shape == (1, 3, *label_map.shape[2:])
+        return torch.where(label_map > 0, planes[:, :1].clamp(-1.0, 1.0) / 2 + label_map / 8, -1.0)
+
+    case = stored(make_item(tmp_path), realism=first_plane_and_labels)
+    assert case.methods == tuple(method for method in METHODS if method != "direct")
+    label_map = case.label_map()
+    expected = np.where(label_map > 0, case.volume("axial") / 2 + label_map / 8, -1)
+    np.testing.assert_allclose(case.volume("realism"), expected, atol=1e-3)
 
 
 def test_errors_of_the_planes_that_cancel_are_gone_in_their_mean(stored, tmp_path):

@@ -1,5 +1,6 @@
 """Prepared cases on disk, and the slices and patches that the networks train on."""
 
+from trispade.data.augmentation import slice_augmentation
 from trispade.data.cache import PreparedCase, open_cases, plain_settings, prepare_cases
 from trispade.data.evaluation import EvaluationCase, EvaluationStore
 from trispade.data.label_patches import LabelPatchDataset

@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from trispade.data.painted import PaintedCase
@@ -24,8 +25,8 @@ class PatchDataset(Dataset):
         flip: mirror left and right at random; only for vocabularies that merge the sides.
         seed: of the flips.
 
-    An item holds ``planes`` (3, P, P, P) float32 in [-1, 1] (axial, coronal, sagittal), ``t1w`` (1, P, P, P) float32 in
-    [-1, 1] and ``case_id``.
+    An item holds ``planes`` (3, P, P, P) float32 in [-1, 1] (axial, coronal, sagittal), ``label_map`` (1, P, P, P)
+    integer class indices, ``t1w`` (1, P, P, P) float32 in [-1, 1] and ``case_id``.
 
     Source: Ayaz et al., Methods: patches of 32x32x32 voxels with an overlap of 50% in all directions.
     """
@@ -53,7 +54,8 @@ class PatchDataset(Dataset):
         case, corner = self.items[item]
         patch = tuple(slice(i, i + self.patch_size) for i in corner)
         planes = dequantise(np.stack([stored[patch] for stored in case.stored_planes()]))
+        label_map = torch.from_numpy(np.array(case.prepared.label_map()[patch]))[None]
         t1w = dequantise(case.prepared.stored_t1w()[patch])[None]
         if self.flip and visit is not None and is_flipped(self.seed, item, visit):
-            planes, t1w = planes.flip(1), t1w.flip(1)
-        return {"planes": planes, "t1w": t1w, "case_id": case.prepared.case_id}
+            planes, label_map, t1w = planes.flip(1), label_map.flip(1), t1w.flip(1)
+        return {"planes": planes, "label_map": label_map, "t1w": t1w, "case_id": case.prepared.case_id}

@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.transforms import RandomizableTransform
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from trispade.data.cache import PreparedCase
 from trispade.data.quantised import dequantise
 from trispade.data.sampler import is_flipped
 from trispade.geometry import Plane, slice_axis
+
+BACKGROUND = -1.0
 
 
 class SliceDataset(Dataset):
@@ -22,14 +26,23 @@ class SliceDataset(Dataset):
         cases: prepared cases.
         plane: plane to cut in.
         flip: mirror left and right at random; only for vocabularies that merge the sides.
-        seed: of the flips.
+        seed: of the flips and of the augmentation.
+        augmentation: MONAI transform of ``label_map`` and ``t1w``, see `slice_augmentation`; None for none.
 
     An item, asked for as ``dataset[index]`` or ``dataset[index, visit]``, holds ``label_map`` (1, H, W) class indices,
     integer; ``t1w`` (1, H, W) float32 in [-1, 1]; ``case_id``; ``slice_index``. H and W are the volume's remaining axes
     in RAS order.
     """
 
-    def __init__(self, cases: Sequence[PreparedCase], plane: Plane, flip: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        cases: Sequence[PreparedCase],
+        plane: Plane,
+        flip: bool = False,
+        seed: int = 0,
+        augmentation: RandomizableTransform | None = None,
+    ) -> None:
+        self.augmentation = augmentation
         self.axis = slice_axis(plane)
         self.flip = flip and self.axis != 0  # a mirrored sagittal slice is another sagittal slice, not a flipped one
         self.seed = seed
@@ -45,4 +58,15 @@ class SliceDataset(Dataset):
         t1w = dequantise(case.stored_t1w().take(position, axis=self.axis))
         if self.flip and visit is not None and is_flipped(self.seed, item, visit):
             label_map, t1w = label_map.flip(0), t1w.flip(0)
-        return {"label_map": label_map[None], "t1w": t1w[None], "case_id": case.case_id, "slice_index": position}
+        images = {"label_map": label_map[None], "t1w": t1w[None]}
+        if self.augmentation is not None and visit is not None:
+            images = self._augment(images, item, visit)
+        return {**images, "case_id": case.case_id, "slice_index": position}
+
+    def _augment(self, images: dict[str, Tensor], item: int, visit: int) -> dict[str, Tensor]:
+        """Draw an augmentation that depends on the seed, the item and the visit alone."""
+        assert self.augmentation is not None
+        self.augmentation.set_random_state(state=np.random.RandomState([self.seed, item, visit]))
+        deformed = {name: image.as_subclass(Tensor) for name, image in self.augmentation(images).items()}
+        label_map = deformed["label_map"].round().to(images["label_map"].dtype)
+        return {"label_map": label_map, "t1w": deformed["t1w"].masked_fill(label_map == 0, BACKGROUND)}

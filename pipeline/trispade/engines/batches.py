@@ -8,6 +8,8 @@ import torch
 from monai.inferers import SimpleInferer
 from torch import Tensor, nn
 
+from trispade.networks import fusion_input
+
 
 def label_map_and_t1w(
     batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
@@ -19,8 +21,9 @@ def label_map_and_t1w(
 def planes_and_t1w(
     batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """Return ``planes`` and ``t1w`` of a batch on the device: the fusion net's input and target."""
-    return _to(batch["planes"], device, non_blocking), _to(batch["t1w"], device, non_blocking)
+    """Return ``planes`` with ``label_map``, and ``t1w`` of a batch on the device: the fusion net's input and target."""
+    planes, label_map, t1w = (_to(batch[key], device, non_blocking) for key in ("planes", "label_map", "t1w"))
+    return fusion_input(planes, label_map), t1w
 
 
 def _to(value: Tensor, device: torch.device, non_blocking: bool) -> Tensor:

@@ -17,6 +17,7 @@ def describe_training(
     vocabulary: Vocabulary,
     architecture: Mapping[str, Any],
     settings: Mapping[str, Any],
+    start: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """Collect what a checkpoint must tell of its training.
@@ -26,21 +27,30 @@ def describe_training(
         vocabulary: that the network sees.
         architecture: arguments of the network's class.
         settings: of the prepared cache.
+        start: what is told of the run whose weights this one started from, see `start_from`; None for random weights.
         more: other plain values (plane, preset, seed).
 
     Returns:
-        Plain values: the arguments, ``people``, ``trained_classes`` (class indices that occur in the cases) and
-        ``prepared``, a hash of the prepared cases' content.
+        Plain values: the arguments, ``people`` (those of the run it started from among them), ``trained_classes``
+        (class indices that occur in the cases) and ``prepared``, a hash of the prepared cases' content.
     """
+    seen = {case.person_id for case in cases} | set(start["people"] if start else ())
     return {
         **more,
+        **({"start": dict(start)} if start else {}),
         "vocabulary": vocabulary.to_dict(),
         "architecture": dict(architecture),
         "settings": plain_settings(settings),
         "prepared": hashlib.sha256("\n".join(sorted(case.key for case in cases)).encode()).hexdigest(),
-        "people": sorted({case.person_id for case in cases}),
+        "people": sorted(seen),
         "trained_classes": sorted({index for case in cases for index in case.record["classes"]}),
     }
+
+
+def fusion_architecture(channels: Sequence[int], norm: str, residual: bool, label_channels: int) -> dict[str, Any]:
+    """Collect what a checkpoint tells of its fusion net's size; of labels only where it sees them."""
+    labels = {"label_channels": label_channels} if label_channels else {}
+    return {"channels": list(channels), "norm": norm, "residual": residual, **labels}
 
 
 def check_record(

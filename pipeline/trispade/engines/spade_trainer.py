@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from ignite.engine import Engine
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
@@ -39,6 +40,7 @@ class SpadeTrainer(SupervisedTrainer):
         discriminator_loss: features of the real and of the fake -> scalar.
         feature_matching: features of the fake and of the real -> scalar.
         feature_matching_weight: its weight.
+        reconstruction_weight: weight of the mean absolute difference of fake and real image; 0 as published.
         perceptual: fake and real image -> scalar, or None.
         perceptual_weight: its weight.
         encoder: estimates mean and log variance of a slice's style code, which the generator then gets; None for no
@@ -70,6 +72,7 @@ class SpadeTrainer(SupervisedTrainer):
         discriminator_loss: Loss,
         feature_matching: Loss,
         feature_matching_weight: float,
+        reconstruction_weight: float = 0.0,
         perceptual: Loss | None = None,
         perceptual_weight: float = 0.0,
         encoder: nn.Module | None = None,
@@ -95,6 +98,7 @@ class SpadeTrainer(SupervisedTrainer):
         self.discriminator_loss = discriminator_loss
         self.feature_matching = feature_matching
         self.feature_matching_weight = feature_matching_weight
+        self.reconstruction_weight = reconstruction_weight
         self.perceptual = perceptual
         self.perceptual_weight = perceptual_weight
         self.encoder = encoder
@@ -133,6 +137,8 @@ class SpadeTrainer(SupervisedTrainer):
                 "adversarial": self.loss_function(features_fake),
                 "feature_matching": self.feature_matching_weight * self.feature_matching(features_fake, features_real),
             }
+            if self.reconstruction_weight:
+                losses["reconstruction"] = self.reconstruction_weight * F.l1_loss(fake.float(), t1w)
             if self.perceptual is not None:
                 losses["perceptual"] = self.perceptual_weight * self.perceptual(fake, t1w)
             losses.update(style_losses)

@@ -5,4 +5,5 @@ from trispade.inference.direct import DirectInferer, DirectPainter, export_direc
 from trispade.inference.inferer import PlaneInferer, TriplanarInferer
 from trispade.inference.model_files import describe_model, export_model, load_model, read_model_record
 from trispade.inference.plane_synthesis import PlaneSynthesis
+from trispade.inference.second_fusion import open_realism
 from trispade.inference.trained_parts import load_generator

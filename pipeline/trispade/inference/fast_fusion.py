@@ -74,34 +74,43 @@ class FastFusion(nn.Module):
         """Merge windows; arguments and result are those of `FusionNet`, always float32."""
         with torch.autocast(planes.device.type, enabled=False):
             planes = planes.as_subclass(Tensor).float()
-            busy = (planes != self.outside).flatten(1).any(dim=1)
+            busy = self._painted(planes).flatten(1).any(dim=1)
             if busy.all():
                 return self._merge(planes)
-            merged = self._background(planes[:1].shape).repeat(len(planes), 1, 1, 1, 1)
+            merged = self._of_nothing(planes[:1]).repeat(len(planes), 1, 1, 1, 1)
             if busy.any():
                 merged[busy] = self._merge(planes[busy])
             return merged
 
-    def _background(self, shape: torch.Size) -> Tensor:
-        if shape not in self._of_background:
-            self._of_background[shape] = self._merge(torch.full(shape, self.outside))
-        return self._of_background[shape]
+    def _painted(self, planes: Tensor) -> Tensor:
+        """Tell for each value whether it is not that of the background: an intensity, or the index of a class."""
+        volumes = self.fusion.in_channels
+        return torch.cat([planes[:, :volumes] != self.outside, planes[:, volumes:] != 0], dim=1)
+
+    def _of_nothing(self, window: Tensor) -> Tensor:
+        """Merge a window of background alone, of the size of the given one; computed once for each size."""
+        if window.shape not in self._of_background:
+            empty = torch.zeros_like(window)
+            empty[:, : self.fusion.in_channels] = self.outside
+            self._of_background[window.shape] = self._merge(empty)
+        return self._of_background[window.shape]
 
     def _merge(self, planes: Tensor) -> Tensor:
         if len(planes) == 1 and self.dtype == torch.float32:
             # For one small window PyTorch takes its own convolution, ten times slower than oneDNN's for two.
             return self._merge(planes.expand(2, -1, -1, -1, -1))[:1]
-        x = _convolve_pair(planes.to(self.dtype, memory_format=torch.channels_last_3d), *self.entry)
+        x = self.fusion.join_labels(planes).to(self.dtype, memory_format=torch.channels_last_3d)
+        x = _convolve_pair(x, *self.entry)
         skipped = [x]
         for pair in self.down:
             x = _convolve_pair(F.max_pool3d(x, 2), *pair)
             skipped.append(x)
-        mean = planes.mean(dim=1, keepdim=True)
+        mean = planes[:, : self.fusion.in_channels].mean(dim=1, keepdim=True)
         if not self.crop:
             whole = [(0, size) for size in planes.shape[2:]]
             return self._ascend(skipped, mean, whole)
         merged = mean.new_full((len(mean), len(self.exit[0]), *mean.shape[2:]), self.outside)
-        for index, window in enumerate(planes != self.outside):
+        for index, window in enumerate(self._painted(planes)):
             one = slice(index, index + 1)
             if window.any():
                 box = painted_box(window.any(dim=0))

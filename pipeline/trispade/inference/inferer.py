@@ -19,6 +19,7 @@ from trispade.errors import InputError
 from trispade.geometry import PLANES, Plane, slice_volume, stack_slices
 from trispade.inference.fast import fast_generator
 from trispade.inference.fast_fusion import fast_fusion
+from trispade.networks import fusion_input
 from trispade.networks.style_encoder import style_from_seed
 
 BACKGROUND = -1.0
@@ -139,10 +140,15 @@ class TriplanarInferer(Inferer):
                 [self._painter(plane, bar, style)(label_map, network.generators[plane]) for plane in PLANES], dim=1
             )
             bar.set_description_str("fuse")
-            with autocast(inputs.device, self.amp):
-                fused = self.fusion(planes, fast_fusion(network.fusion, self.amp, BACKGROUND)).float()
-        fused = fused.clamp(-1.0, 1.0).masked_fill(label_map == 0, BACKGROUND)
+            fused = self.fuse(planes, label_map, network)
         return torch.cat([planes, fused], dim=1) if self.return_planes else fused
+
+    def fuse(self, planes: Tensor, label_map: Tensor, network: Any) -> Tensor:
+        """Fuse painted planes (B, 3, X, Y, Z), given known class indices (B, 1, X, Y, Z): (B, 1, X, Y, Z)."""
+        with autocast(planes.device, self.amp):
+            merge = fast_fusion(network.fusion, self.amp, BACKGROUND)
+            fused = self.fusion(fusion_input(planes, label_map), merge).float()
+        return fused.clamp(-1.0, 1.0).masked_fill(label_map == 0, BACKGROUND)
 
     def _painter(self, plane: Plane, bar: tqdm, style: Tensor | None) -> PlaneInferer:
         return PlaneInferer(plane, self.slice_batch_size, self.amp, bar.update, style)

@@ -20,6 +20,7 @@ from trispade.data import plain_settings
 from trispade.engines import check_record, checkpoint_exists, hash_tensors, load_checkpoint, save_checkpoint
 from trispade.errors import InputError
 from trispade.geometry import PLANES, Plane
+from trispade.inference.fusion_choice import FIDELITY, add_to_record, choose_fusion, fusion_file
 from trispade.inference.trained_parts import (
     TrainedGenerator,
     find_checkpoints,
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 def export_model(
     checkpoints_dir: str | Path,
     generator_checkpoint: str,
+    fusion: str,
     fusion_dir: str | Path,
     fusion_checkpoint: str,
     model_file: str | Path,
@@ -54,6 +56,7 @@ def export_model(
     Args:
         checkpoints_dir: folder with ``spade_<plane>/`` and, for cross-fitting, ``spade_<plane>_fold<k>/``.
         generator_checkpoint: ``last.pt`` or ``best.pt``.
+        fusion: ``fidelity`` for the whole model; another name for this fusion net alone, beside a model that is there.
         fusion_dir: folder of the fusion net's checkpoints.
         fusion_checkpoint: ``last.pt`` or ``best.pt``; ``last.pt`` if the best was never kept.
         model_file: the state dict; the record goes beside it, with the ending ``.json``.
@@ -68,8 +71,8 @@ def export_model(
 
     Raises:
         InputError: if a part is missing or torn, or belongs to another vocabulary or preset, if a plane has generators
-            of folds alone, if the fusion net has learnt from the volumes of other generators, or if there is a model of
-            another preset at ``model_file``.
+            of folds alone, if the fusion net has learnt from the volumes of other generators, if there is a model of
+            another preset at ``model_file``, or, for a fusion net alone, none of these generators.
     """
     present: dict[Plane, list[TrainedGenerator]] = {}
     for plane in PLANES:
@@ -78,12 +81,17 @@ def export_model(
         present[plane] = [load_generator(path, plane, vocabulary, architecture, settings, "cpu") for path in paths]
     generators = {plane: candidates[0] for plane, candidates in present.items()}
     shared_style_dim(generators.values())
-    fusion = _load_fusion(Path(fusion_dir) / fusion_checkpoint, vocabulary, fusion_architecture, settings, present)
-    _keep_other_presets(model_file, str(fusion["record"].get("preset")))
+    trained_fusion = _load_fusion(
+        Path(fusion_dir) / fusion_checkpoint, vocabulary, fusion_architecture, settings, present
+    )
+    _keep_other_presets(model_file, str(trained_fusion["record"].get("preset")))
+    fusion_state = _with_all_classes(trained_fusion, vocabulary)
+    if fusion != FIDELITY:
+        return _save_fusion(fusion, fusion_state, training_of(trained_fusion["record"]), model_file, dtype)
     trained = sorted(set.intersection(*(set(g.record["trained_classes"]) for g in generators.values())))
     model = assemble(
         {plane: generator.network.state_dict() for plane, generator in generators.items()},
-        fusion["objects"]["network"],
+        fusion_state,
         class_table=vocabulary.fallback_table(trained).tolist(),
         num_classes=vocabulary.num_classes,
         **generators["axial"].record["architecture"],
@@ -100,7 +108,7 @@ def export_model(
         "trained_classes": trained,
         "training": {
             **{f"generator_{plane}": training_of(g.record) for plane, g in generators.items()},
-            "fusion": training_of(fusion["record"]),
+            "fusion": training_of(trained_fusion["record"]),
         },
         "sha256": hash_tensors(state),
     }
@@ -110,11 +118,29 @@ def export_model(
 def save_model(state: Mapping[str, torch.Tensor], record: Mapping[str, Any], model_file: str | Path, dtype: str) -> str:
     """Write a state dict and the record beside it; gives one line that says so."""
     save_checkpoint(state, model_file)
-    with replacing(Path(model_file).with_suffix(".json")) as partial_path:
-        partial_path.write_text(json.dumps(record, indent=1) + "\n")
+    _write_record(record, model_file)
     line = f"{model_file}: {sum(value.numel() for value in state.values()) / 1e6:.2f} M values as {dtype}"
     logger.info(line)
     return line
+
+
+def _save_fusion(
+    name: str, state: Mapping[str, torch.Tensor], training: Mapping[str, Any], model_file: str | Path, dtype: str
+) -> str:
+    """Write a fusion net beside the model, and tell of it in the model's record."""
+    stored = {key: value.to(getattr(torch, dtype)) for key, value in state.items()}
+    told = {"training": dict(training), "sha256": hash_tensors(stored)}
+    record = add_to_record(read_model_record(model_file), name, told, model_file)
+    save_checkpoint(stored, fusion_file(model_file, name))
+    _write_record(record, model_file)
+    line = f"{fusion_file(model_file, name)}: fusion net {name!r} as {dtype}"
+    logger.info(line)
+    return line
+
+
+def _write_record(record: Mapping[str, Any], model_file: str | Path) -> None:
+    with replacing(Path(model_file).with_suffix(".json")) as partial_path:
+        partial_path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def load_model(
@@ -124,6 +150,7 @@ def load_model(
     spacing_mm: float,
     closing_mm: float,
     device: torch.device | str,
+    fusion: str = FIDELITY,
 ) -> TriplanarSynthesizer:
     """Load the trained weights into a synthesizer and bring it to a device, in eval mode.
 
@@ -134,9 +161,11 @@ def load_model(
         spacing_mm: edge of a working voxel.
         closing_mm: radius of the ball that closes the brain mask.
         device: where it goes.
+        fusion: name of the fusion net: ``fidelity``, or another that the model has beside it.
 
     Raises:
-        InputError: if the file is missing or torn, or belongs to another vocabulary, preset or voxel size.
+        InputError: if a file is missing or torn, or belongs to another vocabulary, preset or voxel size, or if the
+            model has no such fusion net.
     """
     state = load_checkpoint(model_file)
     record = read_model_record(model_file)
@@ -153,6 +182,7 @@ def load_model(
         raise InputError.of(
             model_file, "the weights that the .json beside it describes", "others", "Copy both files together."
         )
+    choose_fusion(network, model_file, record, fusion)
     return network.requires_grad_(False).eval().to(device)
 
 
@@ -205,6 +235,15 @@ def _load_fusion(
                 f"Run synthesize_planes, remove {path.parent}, and run train_fusion.",
             )
     return fusion
+
+
+def _with_all_classes(fusion: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, torch.Tensor]:
+    """Give classes that the fusion net has not met, though the generators have, the vector of their stand-in."""
+    state = dict(fusion["objects"]["network"])
+    if "embedding.weight" in state:
+        table = torch.from_numpy(vocabulary.fallback_table(fusion["record"]["trained_classes"]))
+        state["embedding.weight"] = state["embedding.weight"][table]
+    return state
 
 
 def _keep_other_presets(model_file: str | Path, preset: str) -> None:

@@ -52,7 +52,7 @@ def load_generator(
     settings: Mapping[str, Any],
     device: torch.device | str,
 ) -> TrainedGenerator:
-    """Load the generator of a ``train_spade`` checkpoint.
+    """Load the generator of a ``train_spade`` checkpoint: the average of its weights if there is one.
 
     Args:
         path: of the checkpoint.
@@ -71,8 +71,9 @@ def load_generator(
     architecture = {**{name: own[name] for name in ("style_dim",) if name in own}, **architecture}
     check_record(path, record, plane=plane, vocabulary=vocabulary.to_dict(), architecture=dict(architecture))
     check_record(path, record, settings=plain_settings(settings))
-    network = SpadeGenerator(num_classes=vocabulary.num_classes, out_channels=1, **architecture)
-    network.load_state_dict(checkpoint["objects"]["generator"])
+    average = checkpoint["objects"].get("average")
+    network = SpadeGenerator(vocabulary.num_classes, out_channels=1, **architecture, spectral=average is None)
+    network.load_state_dict(checkpoint["objects"]["generator"] if average is None else average)
     fold_spectral_norm(network).requires_grad_(False).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     class_table = torch.from_numpy(vocabulary.fallback_table(record["trained_classes"]))

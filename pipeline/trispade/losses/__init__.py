@@ -6,3 +6,4 @@ from trispade.losses.adversarial import DiscriminatorHingeLoss, GeneratorHingeLo
 from trispade.losses.feature_matching import FeatureMatchingLoss
 from trispade.losses.kld import StyleDivergence
 from trispade.losses.perceptual import PerceptualLoss, perceptual_loss
+from trispade.losses.texture import TextureLoss

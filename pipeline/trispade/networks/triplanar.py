@@ -226,6 +226,8 @@ class FusionNet(nn.Module):
     Max pooling on the way down, nearest upsampling and concatenation on the way up, a 1x1x1 convolution at the end
     without an activation.
 
+    It may see the label map too: each voxel's class gives a learnt vector, which joins the volumes as further channels.
+
     Args:
         in_channels: number of volumes to merge.
         out_channels: channels of the result.
@@ -233,12 +235,15 @@ class FusionNet(nn.Module):
         norm: "batch" (running statistics in eval mode) or "none"; nothing is computed over the patch at inference.
         residual: add the result to the mean of the inputs. The last convolution then starts at zero, so that an
             untrained net is the mean of the planes.
+        label_channels: length of the vector that a class gives; 0: the net does not see labels, as published.
+        num_classes: size of the label vocabulary; needed with ``label_channels``.
 
     Raises:
         InputError: if the norm is another one.
 
     Source:
-        Ayaz et al., figure 2, which gives patches of 32^3 and three channels in; depth, width and norm are ours.
+        Ayaz et al., figure 2, which gives patches of 32^3 and three channels in; depth, width and norm are ours, and so
+        is what the net may see of the labels.
     """
 
     def __init__(
@@ -248,12 +253,16 @@ class FusionNet(nn.Module):
         channels: Iterable[int] = (16, 32, 64),
         norm: str = "none",
         residual: bool = False,
+        label_channels: int = 0,
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         widths = tuple(channels)
+        self.in_channels = in_channels
         self.residual = residual
         self.multiple = 2 ** (len(widths) - 1)
-        self.entry = ConvolutionPair(in_channels, widths[0], norm)
+        self.embedding = nn.Embedding(num_classes, label_channels) if label_channels else None
+        self.entry = ConvolutionPair(in_channels + label_channels, widths[0], norm)
         self.pool = nn.MaxPool3d(2)
         self.down = nn.ModuleList(ConvolutionPair(fine, coarse, norm) for fine, coarse in pairwise(widths))
         self.up = nn.ModuleList(
@@ -268,9 +277,11 @@ class FusionNet(nn.Module):
     def forward(self, planes: Tensor) -> Tensor:
         """Merge (B, in_channels, X, Y, Z), sizes multiples of 4 for three levels, into (B, out_channels, X, Y, Z).
 
-        Intensities in are in [-1, 1]; those out are not bounded, so that overlapping patches average without bias.
+        Intensities in are in [-1, 1]; those out are not bounded, so that overlapping patches average without bias. One
+        channel more, of class indices, may follow (`fusion_input`); a net that sees labels needs it.
         """
-        x = self.entry(planes)
+        volumes = planes[:, : self.in_channels]
+        x = self.entry(self.join_labels(planes))
         skipped = [x]
         for level in self.down:
             x = level(self.pool(x))
@@ -281,8 +292,22 @@ class FusionNet(nn.Module):
             x = level(torch.cat([x, skipped.pop()], dim=1))
         x = self.exit(x)
         if self.residual:
-            x = x + planes.mean(dim=1, keepdim=True)
+            x = x + volumes.mean(dim=1, keepdim=True)
         return x
+
+    @torch.jit.export
+    def join_labels(self, planes: Tensor) -> Tensor:
+        """Replace the channel of class indices, if there is one, by the classes' vectors, or drop it."""
+        volumes = planes[:, : self.in_channels]
+        if self.embedding is None:
+            return volumes
+        vectors = self.embedding(planes[:, self.in_channels].round().long())
+        return torch.cat([volumes, vectors.movedim(-1, 1).to(volumes.dtype)], dim=1)
+
+
+def fusion_input(planes: Tensor, label_map: Tensor) -> Tensor:
+    """Join painted volumes (B, 3, X, Y, Z) and class indices (B, 1, X, Y, Z) to what `FusionNet` takes."""
+    return torch.cat([planes, label_map.to(planes.dtype)], dim=1)
 
 
 class TriplanarSynthesizer(nn.Module):
@@ -299,6 +324,7 @@ class TriplanarSynthesizer(nn.Module):
         fusion_channels: width of each level of the fusion net.
         fusion_norm: "batch" or "none", see `FusionNet`.
         residual: the fusion net corrects the mean of the planes instead of painting anew.
+        fusion_label_channels: what the fusion net sees of the labels, see `FusionNet`; 0 for nothing.
         style_dim: length of the style code; None for no style.
         slices_per_step: number of slices that a generator paints at once; bounds the memory, not the result.
         class_table: for each class index, the index of the class that had training data and stands in for it
@@ -314,6 +340,7 @@ class TriplanarSynthesizer(nn.Module):
         fusion_channels: Iterable[int] = (16, 32, 64),
         fusion_norm: str = "none",
         residual: bool = False,
+        fusion_label_channels: int = 0,
         style_dim: int | None = None,
         slices_per_step: int = 8,
         class_table: Iterable[int] | None = None,
@@ -324,7 +351,9 @@ class TriplanarSynthesizer(nn.Module):
         self.generators = nn.ModuleDict(
             {plane: SpadeGenerator(num_classes, 1, ngf, hidden, max_channels, style_dim, False) for plane in PLANES}
         )
-        self.fusion = FusionNet(len(PLANES), 1, fusion_channels, fusion_norm, residual)
+        self.fusion = FusionNet(
+            len(PLANES), 1, fusion_channels, fusion_norm, residual, fusion_label_channels, num_classes
+        )
         self.class_table: Tensor
         table = range(num_classes) if class_table is None else class_table
         self.register_buffer("class_table", torch.tensor([int(index) for index in table], dtype=torch.long))
@@ -343,11 +372,12 @@ class TriplanarSynthesizer(nn.Module):
         Raises:
             InputError: if a size is not a multiple of 32.
         """
-        return self.finish(self.fusion(self.paint_planes(label_map, style)), label_map)
+        planes = self.paint_planes(label_map, style)
+        return self.finish(self.fusion(fusion_input(planes, self.known_labels(label_map))), label_map)
 
     @torch.jit.export
     def paint_planes(self, label_map: Tensor, style: Tensor | None = None) -> Tensor:
-        """Paint the volumes in each plane: (B, 3, X, Y, Z), planes in the order of `PLANES`, the fusion net's input."""
+        """Paint the volumes in each plane: (B, 3, X, Y, Z), planes in the order of `PLANES`."""
         return torch.cat([self.paint(label_map, plane, style) for plane in ("axial", "coronal", "sagittal")], dim=1)
 
     @torch.jit.export

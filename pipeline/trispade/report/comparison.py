@@ -13,6 +13,8 @@ import torch
 
 from trispade.data import EvaluationStore, PreparedCase
 from trispade.geometry import PLANES, WorkingGrid
+from trispade.inference.fusion_choice import fusion_file
+from trispade.inference.second_fusion import REALISM
 from trispade.intensity import evaluation_intensity
 from trispade.labels import Vocabulary
 from trispade.metrics import class_means, label_mean_image
@@ -20,7 +22,7 @@ from trispade.transforms import FromWorkingGridd
 from trispade.transforms.label_map import affine_of
 
 BACKGROUND = -1.0
-METHODS = ("label_mean", "direct", *PLANES, "mean_of_planes", "fused", "real_resampled")
+METHODS = ("label_mean", "direct", *PLANES, "mean_of_planes", "fused", "realism", "real_resampled")
 
 
 class StoreMethods:
@@ -28,14 +30,16 @@ class StoreMethods:
 
     Methods, from the bound below to that above: ``label_mean`` (each class painted with its mean over the training
     people, smoothed), ``direct`` (a 3D U-Net straight from labels, if one was trained), each plane's volume,
-    ``mean_of_planes``, ``fused``, and ``real_resampled``: the real scan taken to the working grid and back, which
-    bounds what any method can reach on that grid. All of them take the same way back to the scan's own grid.
+    ``mean_of_planes``, ``fused``, ``realism`` (the second fusion net, if the model has one), and ``real_resampled``:
+    the real scan taken to the working grid and back, which bounds what any method can reach on that grid. All of them
+    take the same way back to the scan's own grid.
 
     Args:
         store: where they go.
         training_cases: people whose class means the label-mean image uses.
         vocabulary: of the label maps.
         direct: (1, 1, X, Y, Z) class indices -> (1, 1, X, Y, Z) intensities, or None.
+        realism: painted planes (1, 3, X, Y, Z) and class indices -> (1, 1, X, Y, Z) intensities, or None.
 
     Raises:
         InputError: if a scan is dark or the store cannot be written.
@@ -47,11 +51,13 @@ class StoreMethods:
         training_cases: Sequence[PreparedCase],
         vocabulary: Vocabulary,
         direct: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        realism: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.store = store
         self.training_cases = training_cases
         self.vocabulary = vocabulary
         self.direct = direct
+        self.realism = realism
 
     @cached_property
     def means(self) -> np.ndarray:
@@ -77,12 +83,17 @@ class StoreMethods:
         volumes = {"label_mean": label_mean_image(np.asarray(item["image"])[0], self.means)}
         if self.direct is not None:
             volumes["direct"] = self.direct(item["image"][None].as_tensor())[0, 0].float().cpu().numpy()
+        second: dict[str, np.ndarray] = {}
+        if self.realism is not None:
+            planes_only = torch.as_tensor(item["pred"]).as_subclass(torch.Tensor)[None, : len(PLANES)]
+            second["realism"] = self.realism(planes_only, item["image"][None].as_tensor())[0, 0].numpy()
         planes: dict[str, np.ndarray] = {plane: painted[plane] for plane in PLANES}
         return {
             **volumes,
             **planes,
             "mean_of_planes": np.mean(list(planes.values()), axis=0),
             "fused": painted["fused"],
+            **second,
             "real_resampled": WorkingGrid.from_dict(item["working_grid"]).image_to_working(real, BACKGROUND),
         }
 
@@ -111,6 +122,7 @@ def what_made_them(
     return {
         "model": _sha256(model_file),
         "direct": _sha256(direct_model_file),
+        "realism": _sha256(fusion_file(model_file, REALISM)),
         "label_mean": hashlib.sha256(keys.encode()).hexdigest(),
         **settings,
     }

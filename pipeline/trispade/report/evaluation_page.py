@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from trispade.report.evaluation import Results
 
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk")
-SHOWN_METHODS = ("label_mean", "direct", *PLANES, "mean_of_planes", FUSED)
+SHOWN_METHODS = ("label_mean", "direct", *PLANES, "mean_of_planes", FUSED, "realism")
 FITS = ("gain_offset", "none")
 
 

@@ -21,6 +21,7 @@ METHOD_NAMES = {
     "sagittal": "sagittal plane alone",
     "mean_of_planes": "mean of the planes",
     FUSED: "fused (this model)",
+    "realism": "fused for realism",
     "real_resampled": "real scan through the working grid",
     "scan_rescan": "scan–rescan (reference)",
 }

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trispade.engines import describe_training, hash_tensors, save_checkpoint, start_from
+from trispade.errors import InputError
+from trispade.labels import LabelClass, Vocabulary
+
+VOCABULARY = Vocabulary(
+    "small",
+    tuple(
+        LabelClass(n, None, "background" if n == "background" else "other", "") for n in ("background", "a", "b", "c")
+    ),
+)
+ARCHITECTURE = {"ngf": 2}
+
+
+@pytest.fixture
+def checkpoint(build_gan, tmp_path):
+    """A coarser run's checkpoint, and its networks."""
+    gan = build_gan(seed=3)
+    networks = {"generator": gan.generator, "discriminator": gan.discriminator}
+    record = {
+        "plane": "axial",
+        "vocabulary": VOCABULARY.to_dict(),
+        "architecture": ARCHITECTURE,
+        "people": ["p1", "p9"],
+        "settings": {"spacing_mm": 2.0},
+    }
+    objects = {name: network.state_dict() for name, network in networks.items()}
+    save_checkpoint({"objects": objects, "record": record}, tmp_path / "last.pt")
+    return tmp_path / "last.pt", networks
+
+
+def start(path, networks, **changes):
+    options = {"vocabulary": VOCABULARY, "architecture": ARCHITECTURE, "plane": "axial"}
+    return start_from(path, networks, **{**options, **changes})
+
+
+def new_networks(build_gan):
+    gan = build_gan(seed=4)
+    return {"generator": gan.generator, "discriminator": gan.discriminator}
+
+
+def test_the_networks_take_over_all_weights_and_the_record_says_whose(checkpoint, build_gan):
+    path, trained = checkpoint
+    networks = new_networks(build_gan)
+    told = start(path, networks)
+    for name, network in networks.items():
+        expected = trained[name].state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
+        assert told["weights"][name] == hash_tensors(expected)
+    assert told["people"] == ["p1", "p9"]
+    assert told["settings"] == {"spacing_mm": 2.0}
+
+
+def test_the_people_of_the_first_run_count_as_seen(checkpoint, build_gan, make_case):
+    told = start(checkpoint[0], new_networks(build_gan))
+    record = describe_training([make_case("a", "p2")], VOCABULARY, ARCHITECTURE, {"vocabulary": VOCABULARY}, start=told)
+    assert record["people"] == ["p1", "p2", "p9"]
+    assert record["start"]["people"] == ["p1", "p9"]
+
+
+def test_without_a_checkpoint_nothing_is_loaded_and_nothing_told(build_gan, make_case):
+    networks = new_networks(build_gan)
+    before = {name: hash_tensors(network.state_dict()) for name, network in networks.items()}
+    assert start(None, networks) is None
+    assert before == {name: hash_tensors(network.state_dict()) for name, network in networks.items()}
+    record = describe_training([make_case()], VOCABULARY, ARCHITECTURE, {"vocabulary": VOCABULARY}, start=None)
+    assert "start" not in record
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"plane": "coronal"}, "plane 'coronal', got 'axial'"),
+        ({"architecture": {"ngf": 4}}, "architecture {'ngf': 4}, got {'ngf': 2}"),
+    ],
+)
+def test_another_plane_or_size_is_refused_before_anything_is_loaded(checkpoint, build_gan, changes, message):
+    networks = new_networks(build_gan)
+    before = hash_tensors(networks["generator"].state_dict())
+    with pytest.raises(InputError, match=f"last.pt: expected a checkpoint with {message}. Choose a checkpoint"):
+        start(checkpoint[0], networks, **changes)
+    assert hash_tensors(networks["generator"].state_dict()) == before
