@@ -28,7 +28,7 @@ for plane in axial coronal sagittal; do
 done
 for job in "${jobs[@]}"; do wait "$job"; done
 stage synthesize_planes "${box[@]}"
-stage train_fusion "${box[@]}" --fusion_label_channels 0 --model_file "$model" --max_epochs "${FUSION_EPOCHS:-24}" --patch_batch_size "${FUSION_BATCH:-10}"
+stage train_fusion "${box[@]}" --fusion_label_channels 0 --max_gradient_norm 1.0e9 --model_file "$model" --max_epochs "${FUSION_EPOCHS:-24}" --patch_batch_size "${FUSION_BATCH:-10}"
 stage train_direct "${box[@]}" --max_epochs 8 --patches_per_scan 8 --max_gradient_norm 1.0e9
 stage evaluate "${box[@]}" --fusion_label_channels 0 --model_file "$model"
 cat "$work_dir/evaluation/summary.md"

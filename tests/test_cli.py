@@ -43,11 +43,11 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, dict[
     """The stages that a command would run: name, preset, values of config keys."""
     calls: list[tuple[str, str | None, dict[str, Any]]] = []
 
-    def note(bundle: Path, stage: str, preset: str | None = None, **overrides: Any) -> None:
+    def note(bundle: Path, stage: str, preset: str | None = None, overlay: str | None = None, **overrides: Any) -> None:
         calls.append((stage, preset, {key: value for key, value in overrides.items() if value is not None}))
 
     monkeypatch.setattr(cli, "run_stage", note)
-    monkeypatch.setattr(cli, "_unfinished", lambda work_dir: False)
+    monkeypatch.setattr(cli, "_unfinished", lambda work_dir, *stages: False)
     return calls
 
 
@@ -156,16 +156,28 @@ def test_synthesize_runs_inference_on_what_it_is_given(stages: list[Any], phanto
 
 def test_train_runs_the_stages_in_their_order(stages: list[Any]):
     invoke("train", "--dataset-dir", ".", "--preset", "smoke", "--max-minutes", 2)
-    assert [stage for stage, _, _ in stages] == ["prepare", *["train_spade"] * 3, "synthesize_planes", "train_fusion"]
+    assert [stage for stage, _, _ in stages] == [
+        "prepare",
+        *["train_spade"] * 3,
+        "synthesize_planes",
+        *["train_fusion"] * 2,
+    ]
     assert [values["plane"] for stage, _, values in stages if stage == "train_spade"] == list(PLANES)
     assert {preset for _, preset, _ in stages} == {"smoke"}
-    assert [values.get("max_minutes") for _, _, values in stages] == [None, 2, 2, 2, None, 2]
+    assert [values.get("max_minutes") for _, _, values in stages] == [None, 2, 2, 2, None, 2, 2]
 
 
 def test_train_can_be_one_stage_of_one_plane(stages: list[Any]):
     invoke("train", "--dataset-dir", ".", "--stage", "train_spade", "--plane", "coronal")
     ((stage, _, values),) = stages
     assert (stage, values["plane"]) == ("train_spade", "coronal")
+
+
+def test_the_second_fusion_net_is_the_stage_of_the_first_with_an_overlay(monkeypatch: pytest.MonkeyPatch):
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(cli, "run_stage", lambda *args, overlay=None, **_: calls.append((*args[1:], overlay)))
+    invoke("train", "--dataset-dir", ".", "--stage", "train_realism", "--preset", "smoke")
+    assert calls == [("train_fusion", "smoke", "realism")]
 
 
 def test_downstream_is_run_for_one_arm(stages: list[Any]):
@@ -181,15 +193,24 @@ def test_the_competitor_is_trained_when_it_is_asked_for(stages: list[Any]):
 
 
 def test_train_stops_before_the_fusion_net_while_generators_have_epochs_left(stages: list[Any], monkeypatch: Any):
-    monkeypatch.setattr(cli, "_unfinished", lambda work_dir: work_dir == Path("runs/smoke"))
+    monkeypatch.setattr(
+        cli, "_unfinished", lambda work_dir, *stages: (work_dir, len(stages)) == (Path("runs/smoke"), 3)
+    )
     result = invoke("train", "--dataset-dir", ".", "--preset", "smoke", "--max-minutes", "1")
     assert [stage for stage, _, _ in stages] == ["prepare", *["train_spade"] * 3]
     assert "the same command goes on" in result.output
 
 
+def test_train_stops_before_the_second_fusion_net_while_the_first_has_epochs_left(stages: list[Any], monkeypatch: Any):
+    monkeypatch.setattr(cli, "_unfinished", lambda _, *stages: stages == ("fusion",))
+    result = invoke("train", "--dataset-dir", ".", "--preset", "smoke", "--max-minutes", "1")
+    assert [stage for stage, _, _ in stages] == ["prepare", *["train_spade"] * 3, "synthesize_planes", "train_fusion"]
+    assert "the fusion net is not trained to the end yet" in result.output
+
+
 def test_train_gives_every_stage_the_same_scheme(stages: list[Any]):
     invoke("train", "--dataset-dir", ".", "--scheme", "malc_all")
-    assert [values.get("label_scheme") for _, _, values in stages] == ["malc_all"] * 6
+    assert [values.get("label_scheme") for _, _, values in stages] == ["malc_all"] * 7
 
 
 def test_every_value_that_a_command_sets_is_a_key_of_its_stage(stages: list[Any], phantoms: Path):
@@ -209,7 +230,7 @@ def test_every_value_that_a_command_sets_is_a_key_of_its_stage(stages: list[Any]
     invoke("train", *given, "--max-epochs", 1, "--max-minutes", 1)
     invoke("evaluate", *given, "-o", "o")
     invoke("synthesize", phantoms, "-o", "o", "--model", "m")
-    assert len(stages) == 8
+    assert len(stages) == 9
     for stage, preset, values in stages:
         files = (BUNDLE / "configs" / f"{stage}.yaml", BUNDLE / "configs" / "presets" / f"{preset}.yaml")
         known = set().union(*(yaml.safe_load(file.read_text()) for file in files))

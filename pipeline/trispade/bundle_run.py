@@ -41,13 +41,16 @@ def find_bundle(bundle: str | Path | None = None) -> tuple[Path, str]:
     return checkout, "the checkout"
 
 
-def run_stage(bundle: Path, stage: str, preset: str | None = None, **overrides: Any) -> None:
+def run_stage(
+    bundle: Path, stage: str, preset: str | None = None, overlay: str | None = None, **overrides: Any
+) -> None:
     """Run a stage as ``python -m monai.bundle run`` would.
 
     Args:
         bundle: the bundle's root.
         stage: name of a config (``train_spade``).
         preset: name of a preset, or None for the config's own values.
+        overlay: name of a config in ``overlays/`` whose values come last, or None.
         overrides: values of config keys; those that are None are left to the config.
 
     Raises:
@@ -55,6 +58,7 @@ def run_stage(bundle: Path, stage: str, preset: str | None = None, **overrides: 
     """
     configs = bundle / "configs"
     files = [_config(configs, stage)] + ([_config(configs / "presets", preset)] if preset else [])
+    files += [_config(configs / "overlays", overlay)] if overlay else []
     values = {key: _config_value(value) for key, value in overrides.items() if value is not None}
     try:
         _run_workflow(bundle, files, values)

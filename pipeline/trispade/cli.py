@@ -55,6 +55,7 @@ class Stage(str, Enum):
     train_spade = "train_spade"
     synthesize_planes = "synthesize_planes"
     train_fusion = "train_fusion"
+    train_realism = "train_realism"
     all = "all"
     train_direct = "train_direct"
 
@@ -177,13 +178,19 @@ def train(
     if stage in (Stage.train_spade, Stage.all):
         for each in PlaneName if plane is None else (plane,):
             run_stage(root, "train_spade", preset, plane=each.value, **common, **limits)
-    if stage is Stage.all and _unfinished(work_dir or Path("runs") / preset):
+    trained = work_dir or Path("runs") / preset
+    if stage is Stage.all and _unfinished(trained, *(f"spade_{each.value}" for each in PlaneName)):
         typer.echo("the generators are not trained to the end yet: the same command goes on")
         return
     if stage in (Stage.synthesize_planes, Stage.all):
         run_stage(root, "synthesize_planes", preset, **common)
     if stage in (Stage.train_fusion, Stage.all):
         run_stage(root, "train_fusion", preset, model_file=model, **common, **limits)
+    if stage is Stage.all and _unfinished(trained, "fusion"):
+        typer.echo("the fusion net is not trained to the end yet: the same command goes on")
+        return
+    if stage in (Stage.train_realism, Stage.all):
+        run_stage(root, "train_fusion", preset, overlay="realism", model_file=model, **common, **limits)
     if stage is Stage.train_direct:
         run_stage(root, "train_direct", preset, **common, **limits)
 
@@ -300,11 +307,11 @@ def manifest_bids(
     _write(build_bids(dataset_dir, seed=seed, label_scheme=scheme, label_desc=label_desc, space=space), output)
 
 
-def _unfinished(work_dir: Path) -> bool:
-    """Tell whether a generator has epochs left; the fusion net must not learn from what will still change."""
+def _unfinished(work_dir: Path, *stages: str) -> bool:
+    """Tell whether a stage has epochs left; the next one must not learn from what will still change."""
     from trispade.engines import is_finished
 
-    return not all(is_finished(work_dir / f"spade_{plane.value}") for plane in PlaneName)
+    return not all(is_finished(work_dir / stage) for stage in stages)
 
 
 def _write(manifest: dict[str, Any], output: Path) -> None:

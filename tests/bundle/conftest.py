@@ -47,8 +47,8 @@ class Study:
         """A phantom's label map."""
         return self.dataset_dir / f"sub-{person}" / "anat" / f"sub-{person}_dseg.nii.gz"
 
-    def run(self, stage: str, **overrides: Any) -> None:
-        """Run a stage with the smoke preset."""
+    def run(self, stage: str, overlay: str | None = None, **overrides: Any) -> None:
+        """Run a stage with the smoke preset, and an overlay."""
         given: dict[str, Any] = {"dataset_dir": self.dataset_dir}
         if stage == "inference":
             given["progress"] = False
@@ -57,7 +57,7 @@ class Study:
         if stage == "prepare":
             given |= SHORT_N4
         with keeping_log_handlers():
-            run_stage(self.bundle, stage, "smoke", **{**given, **overrides})
+            run_stage(self.bundle, stage, "smoke", overlay, **{**given, **overrides})
 
     def workflow(self, stage: str, kind: str | None, **overrides: Any) -> ConfigWorkflow:
         """Load a stage's config with the smoke preset as MONAI's tools do."""

@@ -19,6 +19,7 @@ from trispade.labels import load_scheme
 BUNDLE = Path(__file__).parents[2] / "bundle"
 CONFIGS = BUNDLE / "configs"
 STAGES = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+OVERLAYS = {"realism": "train_fusion"}
 PRESETS = sorted(file.stem for file in (CONFIGS / "presets").glob("*.yaml"))
 WORKFLOW_TYPES = {
     "train_spade": "train",
@@ -122,6 +123,12 @@ def test_a_stage_without_a_preset_is_the_compact_preset(stage):
     shared = {key: config[key] for key in config.keys() & compact.keys()}
     assert shared == {key: compact[key] for key in shared}
     assert "spacing_mm" in shared
+
+
+def test_an_overlay_changes_values_of_its_stage_and_adds_none():
+    assert sorted(file.stem for file in (CONFIGS / "overlays").glob("*.yaml")) == sorted(OVERLAYS)
+    for overlay, stage in OVERLAYS.items():
+        assert set(read(f"overlays/{overlay}")) <= set(read(stage))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

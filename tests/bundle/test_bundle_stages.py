@@ -128,6 +128,52 @@ def test_a_model_with_style_is_trained_and_gives_another_volume_for_another_seed
         output_of(study.label_map(), style_seed=1)
 
 
+def test_a_second_fusion_net_is_trained_from_the_first_and_chosen_by_name(study, output_of, tmp_path):
+    for name in ("cache", "planes", "fusion"):
+        shutil.copytree(study.work_dir / name, tmp_path / "work" / name)
+    for name in ("model.pt", "model.json"):
+        shutil.copy(study.model_file.with_name(name), tmp_path / name)
+    for plane in PLANES:
+        shutil.copytree(study.work_dir / f"spade_{plane}", tmp_path / "work" / f"spade_{plane}")
+    options = {"work_dir": tmp_path / "work", "model_file": tmp_path / "model.pt"}
+    study.run("train_fusion", "realism", max_epochs=1, learning_rate=0.01, **options)
+    told = read_model_record(tmp_path / "model.pt")["fusions"]["realism"]["training"]
+    assert told["texture_weight"] > 0
+    assert told["start"]["people"] == ["03"]
+    volumes = {}
+    for fusion in ("fidelity", "realism"):
+        folder = output_of(study.label_map(), model_file=tmp_path / "model.pt", fusion=fusion)
+        volumes[fusion] = volume_of(folder, "sub-05").get_fdata()
+        assert json.loads((folder / "sub-05_desc-synthetic_T1w.json").read_text())["Settings"]["fusion"] == fusion
+    assert not np.array_equal(*volumes.values())
+    with pytest.raises(
+        InputError, match=r"model.pt: expected a model with a fusion net 'sharp', got fidelity, realism"
+    ):
+        output_of(study.label_map(), model_file=tmp_path / "model.pt", fusion="sharp")
+
+
+def test_what_the_paper_does_not_have_is_trained_by_switches_and_resumed(study, tmp_path):
+    shutil.copytree(study.work_dir / "cache", tmp_path / "work" / "cache")
+    options = {
+        "work_dir": tmp_path / "work",
+        "plane": "axial",
+        "average_half_life": 3.0,
+        "reconstruction_weight": 10.0,
+        "augmentation_probability": 1.0,
+        "start_checkpoint": study.work_dir / "spade_axial" / "last.pt",
+    }
+    study.run("train_spade", max_epochs=1, **options)
+    study.run("train_spade", max_epochs=2, **options)
+    last = load_checkpoint(tmp_path / "work" / "spade_axial" / "last.pt")
+    assert last["record"]["start"]["people"] == ["01", "02"]
+    objects = last["objects"]
+    assert not any("parametrizations" in name for name in objects["average"])
+    whole, average = objects["generator"]["tail.weight"], objects["average"]["tail.weight"]
+    assert 0 < (whole - average).abs().max() < 0.5 * whole.abs().max()
+    start = load_checkpoint(study.work_dir / "spade_axial" / "last.pt")["objects"]["generator"]["tail.weight"]
+    assert (average - start).abs().max() < 0.5 * start.abs().max()
+
+
 def test_one_label_map_becomes_one_volume_with_a_sidecar_that_says_it_is_synthetic(study, output_of):
     folder = output_of(study.label_map())
     assert outputs(folder) == ["sub-05_desc-synthetic_T1w.json", "sub-05_desc-synthetic_T1w.nii.gz"]

@@ -301,7 +301,8 @@ class FusionNet(nn.Module):
         volumes = planes[:, : self.in_channels]
         if self.embedding is None:
             return volumes
-        vectors = self.embedding(planes[:, self.in_channels].round().long())
+        last = self.embedding.num_embeddings - 1
+        vectors = self.embedding(planes[:, self.in_channels].round().long().clamp(0, last))
         return torch.cat([volumes, vectors.movedim(-1, 1).to(volumes.dtype)], dim=1)
 
 
