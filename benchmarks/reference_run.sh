@@ -34,10 +34,10 @@ in_three_planes "${two[@]}" --max_epochs 18 --val_interval 6
 # 1 mm, in a box that holds every head of the data set.
 one=(--work_dir "$work_dir" --box "[160,192,160]")
 stage prepare "" "${one[@]}"
-in_three_planes "${one[@]}" --max_epochs 7 --val_interval 7 --average_half_life 300 --reconstruction_weight 10.0 \
+in_three_planes "${one[@]}" --max_epochs 6 --val_interval 6 --average_half_life 300 --reconstruction_weight 10.0 \
     --start_checkpoint "$coarse/spade_PLANE/last.pt"
 stage synthesize_planes "" "${one[@]}"
-stage train_fusion "" "${one[@]}" --model_file "$model"
+stage train_fusion "" "${one[@]}" --model_file "$model" --max_epochs 10 --patch_batch_size 10
 stage train_fusion ",'bundle/configs/overlays/realism.yaml'" "${one[@]}" --model_file "$model"
 stage train_direct "" "${one[@]}"
 stage evaluate "" "${one[@]}" --model_file "$model"

@@ -44,6 +44,7 @@ OwnScheme = Annotated[
     str | None, typer.Option("--scheme", help="What the label ids mean [default: what the manifest says].")
 ]
 Model = Annotated[Path | None, typer.Option(help="Weights [default: the bundle's models/model.pt].")]
+OwnModel = Annotated[Path | None, typer.Option("--model", help="Weights [default: <work-dir>/model.pt].")]
 DataSet = Annotated[Path, typer.Argument(metavar="DATASET_DIR", help="Root folder of the data set.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The manifest to write, JSON.")]
 
@@ -156,7 +157,7 @@ def train(
     scheme: OwnScheme = None,
     work_dir: WorkDir = None,
     model: Annotated[
-        Path | None, typer.Option(help="Where the trained weights go [default: the bundle's models/model.pt].")
+        Path | None, typer.Option(help="Where the trained weights go [default: <work-dir>/model.pt].")
     ] = None,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each training stage.")] = None,
     max_minutes: Annotated[
@@ -206,7 +207,7 @@ def evaluate(
     manifest: ManifestFile = None,
     scheme: OwnScheme = None,
     work_dir: WorkDir = None,
-    model: Model = None,
+    model: OwnModel = None,
     bundle: Bundle = None,
 ) -> None:
     """Compare the synthetic volumes of the test people, and simpler methods, with the real scans; report.html."""
@@ -231,7 +232,7 @@ def downstream(
     manifest: ManifestFile = None,
     scheme: OwnScheme = None,
     work_dir: WorkDir = None,
-    model: Model = None,
+    model: OwnModel = None,
     max_minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop the training, with a checkpoint, after this time.")
     ] = None,

@@ -54,6 +54,8 @@ class Study:
             given["progress"] = False
         else:
             given |= {"work_dir": self.work_dir, "manifest_file": self.manifest_file}
+        if stage in ("train_fusion", "evaluate", "evaluate_downstream"):
+            given["model_file"] = self.model_file  # where inference looks for it
         if stage == "prepare":
             given |= SHORT_N4
         with keeping_log_handlers():
