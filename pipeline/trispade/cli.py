@@ -12,7 +12,7 @@ import typer
 
 from trispade import __version__
 from trispade.bundle_run import find_bundle, run_stage
-from trispade.errors import InputError
+from trispade.errors import STOPPED, InputError, exit_on_sigterm
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which typer vendors but does not export
 INTERRUPTED = 130  # exit code that shells expect after Ctrl-C
@@ -338,6 +338,7 @@ def _fail(message: str, exit_code: int = 1) -> None:
 
 def main() -> None:
     """Run the command; bad input and wrong usage end it with one line and exit code 1."""
+    exit_on_sigterm()
     try:
         result = app(prog_name="trispade", standalone_mode=False)
     except InputError as error:
@@ -348,7 +349,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
     if result == INTERRUPTED:
-        _fail("stopped; the same command goes on", INTERRUPTED)
+        _fail(STOPPED, INTERRUPTED)
     sys.exit(result)
 
 

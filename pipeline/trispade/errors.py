@@ -1,10 +1,19 @@
-"""The one error that a user meets: a line that names the file, what was expected, what was found, and the remedy."""
+"""How a run ends that cannot go on: in one line that names the file, what was expected and found, and the remedy."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
-from types import TracebackType
+from types import FrameType, TracebackType
+
+STOPPED = "stopped; the same command goes on"
+LESS_MEMORY = (
+    "Lower slice_batch_size (generators, inference), patch_batch_size (fusion net) or the number of num_workers, take a"
+    " smaller preset, or free the memory."
+)
 
 
 class InputError(ValueError):
@@ -22,27 +31,57 @@ class InputError(ValueError):
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
-    """Follow ``__cause__`` and ``__context__`` to the `InputError` that a library has wrapped, if there is one."""
+    """Follow ``__cause__`` and ``__context__`` to the `InputError` that a library has wrapped, if there is one.
+
+    A lack of memory that a library tells of is given as an `InputError` as well.
+    """
     while error is not None and not isinstance(error, InputError):
+        if _is_lack_of_memory(error):
+            reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+            return InputError.of("memory", "room for the run", f"'{reason}'", LESS_MEMORY)
         error = error.__cause__ or error.__context__
     return error
+
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    # By name: torch, whose error on GPUs this is, takes seconds to import; on CPUs it raises a plain RuntimeError.
+    on_gpu = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+    return on_gpu or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def show_input_errors_as_one_line() -> None:
     """Make an uncaught `InputError` end the program with its text and exit code 1 instead of a stack trace.
 
     ``python -m monai.bundle run`` wraps and re-raises whatever a component raises; the bundle's configs call this in
-    ``initialize`` so that its users read the same line as those of the ``trispade`` command. Other errors keep
-    their trace.
+    ``initialize`` so that its users read the same line as those of the ``trispade`` command. Ctrl-C is told in one line
+    too, with Python's exit code for it, 130 in a shell. Other errors keep their trace.
     """
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         found = find_input_error(error)
-        if found is None:
+        if isinstance(error, KeyboardInterrupt):
+            print(f"trispade: {STOPPED}", file=sys.stderr)
+        elif found is None:
             previous(kind, error, trace)
         else:
             print(f"trispade: {found}", file=sys.stderr)
 
     if getattr(previous, "__name__", "") != hook.__name__ or getattr(previous, "__module__", "") != __name__:
         sys.excepthook = hook
+
+
+def exit_on_sigterm() -> None:
+    """Make SIGTERM, which schedulers send, end the program as Ctrl-C does: one line, nothing half-written, code 143.
+
+    Without it the program would die on the spot, and leave its temporary files. A program that has a handler of its own
+    for SIGTERM keeps it, and so does one that runs a stage in another than its main thread.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _exit)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    # Not through sys.stderr, in the midst of whose writing the signal may have come.
+    os.write(2, f"\ntrispade: {STOPPED}\n".encode())
+    raise SystemExit(128 + number)

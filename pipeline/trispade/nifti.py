@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import zlib
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from trispade.durable import sync_file, sync_folder
 from trispade.errors import InputError
 
 SMALLEST_VOXEL_MM = 0.3
@@ -160,7 +162,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial_path
+        sync_file(partial_path)
         partial_path.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise InputError.of(
             path,
@@ -169,8 +173,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             "Choose another output folder, or make room in it.",
         ) from error
     finally:
-        if partial_path.is_file():
-            partial_path.unlink()
+        for left in path.parent.glob(f".partial-*-{glob.escape(path.name)}"):  # those of runs that were killed as well
+            left.unlink(missing_ok=True)
 
 
 def name_without_suffix(path: str | Path) -> str:

@@ -111,6 +111,22 @@ def test_a_config_has_no_key_that_its_stage_does_not_use(stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_ends_in_one_line_on_bad_input_and_on_signals(stage):
+    assert read(stage)["initialize"][:2] == ["$show_input_errors_as_one_line()", "$exit_on_sigterm()"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_whatever_trains_watches_its_numbers_and_stops_on_signals_after_its_checkpoint(stage):
+    trainers = [node for node in nodes(read(stage)) if "train_handlers" in node]
+    assert bool(trainers) == (stage in ("train_spade", "train_fusion", "train_direct", "evaluate_downstream"))
+    for trainer in trainers:
+        assert trainer["train_handlers"].endswith("@training_state, @stop_on_signal]")
+        targets = [handler["_target_"] for handler in read(stage)["train"]["handlers"]]
+        assert "trispade.engines.StopAtBadNumbers" in targets
+        assert ("trispade.engines.WatchDiscriminator" in targets) == (stage == "train_spade")
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_reference_names_a_key_of_its_config(stage):
     config = read(stage)
     for key in references(config):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,3 +207,56 @@ def test_a_cache_that_cannot_be_written_is_one_clear_line(manifest, cache_dir):
     cache_dir.write_text("a file in the way")
     with pytest.raises(InputError, match=r"cache: expected a writable folder, got .* Set --work_dir."):
         prepare(manifest, cache_dir)
+
+
+def test_arrays_that_are_removed_or_torn_while_a_stage_runs_are_one_clear_line(manifest, cache_dir):
+    prepare(manifest, cache_dir)
+    (case, *_) = open_cases(manifest, cache_dir, ["gan_train"], SETTINGS)
+    (case.folder / "t1w.npy").write_bytes(b"torn")
+    with pytest.raises(InputError, match=r"t1w.npy: expected an array that an earlier stage has stored, got .*Remove"):
+        case.t1w()
+    shutil.rmtree(case.folder)
+    with pytest.raises(InputError, match=r"label_map.npy: expected an array .*, got nothing there. Remove .* run that"):
+        case.label_map()
+
+
+@pytest.mark.parametrize("moment", ["mkdir", "rename", "rmtree"])
+def test_a_preparation_killed_at_any_moment_never_leaves_two_entries_of_a_case(
+    manifest, cache_dir, monkeypatch, moment
+):
+    """The old entry may be gone before the new one is there, but a later stage never has to choose."""
+    prepare(manifest, cache_dir)
+    manifest.cases[0].image.write_text("7")
+    owner = shutil if moment == "rmtree" else Path
+    original, calls = getattr(owner, moment), []
+
+    def die(path, *arguments, **options):
+        if Path(path).name.lstrip(".").startswith("a-") and not options.get("ignore_errors"):
+            calls.append(path)
+            raise Killed
+        return original(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, moment, die)
+        with pytest.raises(Killed):
+            prepare(manifest, cache_dir)
+    assert len(calls) == 1
+    assert len([folder for folder in cache_dir.glob("a-*") if (folder / "case.json").exists()]) <= 1
+    prepare(manifest, cache_dir)
+    assert [case.case_id for case in open_cases(manifest, cache_dir, ["gan_train"], SETTINGS)] == ["a", "b"]
+    assert [file for file in cache_dir.iterdir() if file.name.startswith(".")] == []
+
+
+def test_an_interrupt_while_a_case_is_written_leaves_no_half_of_it(manifest, cache_dir, monkeypatch):
+    def interrupt(path, array):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trispade.data.entries.np.save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(manifest, cache_dir)
+    assert [file.name for file in cache_dir.iterdir()] == ["settings.json"]
+
+
+class Killed(BaseException):
+    """Stands in for a kill: nothing catches it, though clean-up blocks run."""

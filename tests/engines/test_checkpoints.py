@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from trispade.engines import checkpoint_exists, hash_tensors, load_checkpoint, save_checkpoint
+from trispade.engines import (
+    checkpoint_exists,
+    hash_tensors,
+    load_checkpoint,
+    load_newest_checkpoint,
+    save_checkpoint,
+)
 from trispade.errors import InputError
 
 PART_MIB = 4 / 1024
@@ -70,7 +80,7 @@ def test_parts_brought_beside_an_older_whole_file_count(content, tmp_path):
 
 
 def test_more_than_a_thousand_parts_are_kept_and_replaced(content, tmp_path, monkeypatch):
-    monkeypatch.setattr("trispade.engines.checkpoints.os.fsync", lambda _: None)
+    monkeypatch.setattr("trispade.durable.os.fsync", lambda _: None)
     path = tmp_path / "last.pt"
     save_checkpoint(content, path, 8 / 2**20)
     assert len(list(tmp_path.iterdir())) > 1001
@@ -153,7 +163,7 @@ def test_a_write_that_breaks_off_leaves_the_older_checkpoint_whole(content, tmp_
     def disk_full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trispade.engines.checkpoints.os.fsync", disk_full)
+    monkeypatch.setattr("trispade.durable.os.fsync", disk_full)
     newer = {"objects": {"network": {"weight": torch.zeros(40, 50), "count": torch.tensor(4)}}, "record": {}}
     with pytest.raises(InputError, match=r"last.pt: expected a writable file, got No space left on device"):
         save_checkpoint(newer, path, part_mib)
@@ -169,3 +179,121 @@ def test_a_hash_tells_values_and_names_apart_and_nothing_else():
     assert hash_tensors(state) != hash_tensors({"c": state["a"], "b": state["b"]})
     half = {"a": torch.ones(4, dtype=torch.bfloat16)}
     assert hash_tensors(half) == hash_tensors({"a": torch.ones(4, dtype=torch.bfloat16)})
+
+
+def test_a_hash_at_the_end_tells_of_a_single_changed_byte(content, tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(content, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(content["objects"]["network"]["weight"].numpy().tobytes()) + 100] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(
+        InputError, match=r"last.pt: expected a checkpoint written by trispade, got .*(differs|unreadab)"
+    ):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_with_a_hash_is_a_plain_file_of_torch(content, tmp_path):
+    save_checkpoint(content, tmp_path / "last.pt")
+    for mmap in (False, True):
+        assert_same(torch.load(tmp_path / "last.pt", weights_only=True, mmap=mmap), content)
+
+
+def test_a_checkpoint_that_lost_its_hash_or_never_had_one_is_taken_as_it_is(content, tmp_path, caplog):
+    path = tmp_path / "last.pt"
+    torch.save(content, path)
+    assert_same(load_checkpoint(path), content)
+    save_checkpoint(content, path)
+    sealed = path.read_bytes()
+    assert sealed[-81:].startswith(b"\ntrispade sha256 ")
+    for lost in (81, 70, 1):
+        path.write_bytes(sealed[:-lost])
+        assert_same(load_checkpoint(path), content)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("first", "second"), [(None, None), (PART_MIB, PART_MIB), (None, PART_MIB), (PART_MIB, None)])
+def test_the_checkpoint_before_the_last_is_kept_and_takes_the_place_of_a_torn_or_missing_one(
+    content, tmp_path, caplog, first, second
+):
+    path, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    for number, part_mib in ((0, second), (1, first), (2, second)):
+        content["objects"]["network"]["weight"] += 1
+        save_checkpoint({**content, "number": number}, path, part_mib, previous)
+    assert load_newest_checkpoint(path, previous)[0]["number"] == 2
+    assert load_checkpoint(previous)["number"] == 1
+    assert caplog.text == ""
+    tear(path)
+    newest, source = load_newest_checkpoint(path, previous)
+    assert (newest["number"], source) == (1, previous)
+    assert re.search(
+        r"last.pt.* expected .* Passed over: .*previous.pt, the one before it, takes its place", caplog.text
+    )
+    save_checkpoint({"number": 3}, path, first)  # in place of the torn one: previous.pt stays
+    assert load_checkpoint(previous)["number"] == 1
+    assert load_checkpoint(path)["number"] == 3
+
+
+def tear(path) -> None:
+    listing = path.with_name("last.pt.parts.json")
+    torn = path.with_name(json.loads(listing.read_text())["parts"][0]["name"]) if listing.exists() else path
+    torn.write_bytes(torn.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize("part_mib", [None, PART_MIB])
+def test_a_checkpoint_and_the_one_before_it_that_are_both_torn_are_one_clear_line(content, tmp_path, part_mib):
+    path, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    for _ in range(2):
+        save_checkpoint(content, path, part_mib, previous)
+    for file in tmp_path.glob("last.pt.*.000") if part_mib else (path, previous):
+        file.write_bytes(b"torn")
+    with pytest.raises(InputError, match=r"last.pt: expected a whole checkpoint there or in previous.pt, got two that"):
+        load_newest_checkpoint(path, previous)
+
+
+def test_a_run_that_is_killed_between_two_renames_has_the_checkpoint_before_the_last(content, tmp_path):
+    path, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    save_checkpoint(content, path)
+    path.rename(previous)
+    assert_same(load_newest_checkpoint(path, previous)[0], content)
+
+
+def test_parts_of_a_run_that_was_killed_are_removed_by_the_next_one(content, tmp_path):
+    for name in ("last.pt.01234567.000", ".last.pt.01234567.001.part"):
+        (tmp_path / name).write_bytes(b"half")
+    save_checkpoint(content, tmp_path / "last.pt")
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+class FullDisk(io.FileIO):
+    """A file on a disk that has room for 3 KB more."""
+
+    def write(self, data) -> int:
+        if self.tell() + len(data) > 3000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+OPEN = Path.open
+
+
+def open_on_full_disk(path, mode="r", *arguments, **options):
+    return FullDisk(path, mode) if "w" in mode else OPEN(path, mode, *arguments, **options)
+
+
+@pytest.mark.parametrize("part_mib", [None, PART_MIB])
+def test_a_disk_that_fills_up_is_one_clear_line_and_both_older_checkpoints_stay(
+    content, tmp_path, monkeypatch, part_mib
+):
+    path, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    for number in range(2):
+        save_checkpoint({**content, "number": number}, path, part_mib, previous)
+    files = {file.name for file in tmp_path.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_on_full_disk)
+        with pytest.raises(
+            InputError, match=r"last.pt: expected a writable file, got No space left on device. Free the"
+        ):
+            save_checkpoint(content, path, part_mib, previous)
+    assert [load_checkpoint(each)["number"] for each in (path, previous)] == [1, 0]
+    assert {file.name for file in tmp_path.iterdir()} == files

@@ -138,6 +138,22 @@ def test_a_log_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
         engine.run([1])
 
 
+def test_a_log_that_finds_no_room_is_one_clear_line(tmp_path, monkeypatch):
+    engine = Engine(Losses())
+    handler = attach_tensorboard(tmp_path / "tensorboard", engine)
+
+    def disk_full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    @engine.on(Events.STARTED)
+    def fill_the_disk():
+        monkeypatch.setattr(handler.writer, "add_scalar", disk_full)
+
+    with pytest.raises(InputError, match=r"tensorboard: expected a writable folder, got No space left on device. Set"):
+        engine.run([1, 2])
+    handler.writer.close()
+
+
 def running_statistics(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in network.named_buffers() if "running" in name}
 

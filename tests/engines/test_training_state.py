@@ -63,7 +63,7 @@ class Clock:
 def clock(monkeypatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("trispade.engines.handlers.time", clock)
-    monkeypatch.setattr("trispade.engines.checkpoints.os.fsync", lambda _: None)  # no power fails here
+    monkeypatch.setattr("trispade.durable.os.fsync", lambda _: None)  # no power fails here
     return clock
 
 
@@ -289,26 +289,6 @@ def test_a_changed_learning_rate_is_taken_up_said_and_kept(make_stage, caplog):
     assert "learning rate" not in caplog.text
 
 
-def test_rates_of_a_schedule_that_depends_on_the_past_are_those_of_the_checkpoint(tmp_path):
-    def build(rate):
-        network = torch.nn.Linear(1, 1)
-        optimizer = torch.optim.Adam(network.parameters(), lr=rate)
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
-        state = TrainingState(tmp_path, {"optimizer": optimizer, "scheduler": scheduler}, {}, SimpleNamespace())
-        state.trainer = SimpleNamespace(
-            state=SimpleNamespace(device=torch.device("cpu"), iteration=1, epoch_length=1, max_epochs=9)
-        )
-        return optimizer, scheduler, state
-
-    optimizer, scheduler, state = build(1.0)
-    optimizer.step()
-    scheduler.step()
-    state.save(None)
-    resumed, _, state = build(0.5)
-    state.resume(SimpleNamespace(state=SimpleNamespace(device=torch.device("cpu"), epoch_length=1)))
-    assert resumed.param_groups[0]["lr"] == 0.1
-
-
 def test_a_checkpoint_says_how_far_it_got(make_stage):
     stage = make_stage("short")
     stage.run(6)
@@ -373,13 +353,37 @@ def test_weights_that_do_not_fit_are_one_clear_line(gan_stage):
     assert "\n" not in str(caught.value)
 
 
-def test_a_torn_checkpoint_stops_the_run_before_it_is_overwritten(gan_stage):
+def test_a_torn_checkpoint_without_one_before_it_stops_the_run_before_it_is_overwritten(gan_stage):
     gan_stage.run(1)
     last = gan_stage.folder / "last.pt"
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"last.pt: expected a checkpoint written by trispade, got an unreadable file"):
         gan_stage.run()
     assert last.stat().st_size == 1000
+
+
+def test_a_torn_checkpoint_is_passed_over_and_the_run_goes_on_from_the_one_before(make_stage, uninterrupted, caplog):
+    stage = make_stage("torn")
+    stage.run(6)
+    last, previous = stage.folder / "last.pt", stage.folder / "previous.pt"
+    assert load_checkpoint(previous)["iteration"] == LENGTH
+    last.write_bytes(last.read_bytes()[:1000])
+    assert stage.run(1) == uninterrupted.losses[LENGTH : LENGTH + 1]
+    assert "previous.pt, the one before it, takes its place" in caplog.text
+    assert load_checkpoint(previous)["iteration"] == LENGTH  # the torn one has not taken its place
+    assert stage.run() == uninterrupted.losses[LENGTH + 1 :]
+    for name in ("last.pt", "previous.pt", "best.pt"):
+        assert_equal_to_the_last_bit(stage.folder, uninterrupted.folder, name)
+
+
+def test_the_checkpoint_before_the_last_is_of_another_iteration(make_stage):
+    stage = make_stage("kept")
+    for minutes, expected in ((6, LENGTH), (1, 6), (1, 7)):
+        stage.run(minutes)
+        assert load_checkpoint(stage.folder / "previous.pt")["iteration"] == expected
+    stage.run()
+    stage.run()  # a finished run saves its state again
+    assert load_checkpoint(stage.folder / "previous.pt")["iteration"] == (EPOCHS - 1) * LENGTH
 
 
 def test_the_best_state_is_kept_over_a_restart_and_a_worse_or_undefined_one_is_not(tmp_path):

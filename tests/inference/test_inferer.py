@@ -160,3 +160,52 @@ def test_without_a_seed_the_style_is_the_mean_one(styled, label_map):
 def test_a_style_seed_for_a_model_without_style_is_an_input_error(network, label_map):
     with pytest.raises(InputError, match=r"style_seed: expected a model that was trained with style, got one without"):
         inferer(style_seed=0)(label_map, network)
+
+
+class Cramped(nn.Module):
+    """Stands in for a network on a device that has room for batches of one size."""
+
+    def __init__(self, network: nn.Module, room: int) -> None:
+        super().__init__()
+        self.network, self.room, self.sizes = network, room, []
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(batch))
+        if len(batch) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.network(batch)
+
+
+def test_slices_that_find_no_room_are_painted_in_smaller_batches_which_is_said(network, label_map, caplog):
+    expected = PlaneInferer("axial", 8)(label_map, network.generators["axial"])
+    cramped = Cramped(network.generators["axial"], room=3)
+    inferer = PlaneInferer("axial", 8)
+    torch.testing.assert_close(inferer(label_map, cramped), expected, atol=1e-5, rtol=1e-4)
+    assert inferer.batch_size == 2
+    assert cramped.sizes[:4] == [8, 4, 2, 2]
+    assert [record.message for record in caplog.records] == [
+        "out of memory: slice_batch_size is 4 from here on, no longer 8",
+        "out of memory: slice_batch_size is 2 from here on, no longer 4",
+    ]
+
+
+def test_a_device_without_room_for_one_slice_is_one_clear_line(network, label_map):
+    with pytest.raises(
+        InputError, match=r"slice_batch_size: expected a device with room for a batch of 1, got CUDA out"
+    ):
+        PlaneInferer("axial", 5)(label_map, Cramped(network.generators["axial"], room=0))
+
+
+def test_a_whole_volume_finds_its_batches_and_keeps_them_for_the_next(network, label_map, caplog):
+    expected = inferer()(label_map, network)
+    network.generators["coronal"] = Cramped(network.generators["coronal"], room=4)
+    network.fusion = Cramped(network.fusion, room=1)
+    paint = inferer()
+    for _ in range(2):
+        torch.testing.assert_close(paint(label_map, network), expected, atol=1e-5, rtol=1e-4)
+    assert (paint.slice_batch_size, paint.fusion.sw_batch_size) == (4, 1)
+    assert [record.message[:33] for record in caplog.records] == [
+        "out of memory: slice_batch_size i",
+        "out of memory: sw_batch_size is 2",
+        "out of memory: sw_batch_size is 1",
+    ]

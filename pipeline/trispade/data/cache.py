@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from trispade.data.entries import KEY_LENGTH, entries_of, store_entry
+from trispade.data.entries import KEY_LENGTH, entries_of, load_array, store_entry
 from trispade.data.quantised import dequantise, quantise
 from trispade.errors import InputError, find_input_error
 from trispade.geometry import PLANES, Plane, WorkingGrid, slice_axis
@@ -60,11 +60,11 @@ class PreparedCase:
 
     def label_map(self) -> np.ndarray:
         """Class indices, (X, Y, Z) uint8 or int16, memory-mapped, RAS+."""
-        return np.load(self.folder / "label_map.npy", mmap_mode="r")
+        return load_array(self.folder, "label_map")
 
     def stored_t1w(self) -> np.ndarray:
         """Quantised intensities, (X, Y, Z) int16, memory-mapped (see `trispade.data.quantised`)."""
-        return np.load(self.folder / "t1w.npy", mmap_mode="r")
+        return load_array(self.folder, "t1w")
 
     def t1w(self) -> torch.Tensor:
         """Intensities in [-1, 1], (X, Y, Z) float32, -1 outside the brain mask."""

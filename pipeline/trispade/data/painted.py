@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from trispade.data.cache import PreparedCase
-from trispade.data.entries import KEY_LENGTH, entries_of, store_entry
+from trispade.data.entries import KEY_LENGTH, entries_of, load_array, store_entry
 from trispade.data.quantised import dequantise, quantise
 from trispade.errors import InputError
 from trispade.geometry import PLANES, Plane
@@ -41,7 +41,7 @@ class PaintedCase:
 
     def stored_planes(self) -> list[np.ndarray]:
         """Quantised axial, coronal and sagittal volumes, each (X, Y, Z) int16, memory-mapped."""
-        return [np.load(self.folder / f"{plane}.npy", mmap_mode="r") for plane in PLANES]
+        return [load_array(self.folder, plane) for plane in PLANES]
 
     def planes(self) -> torch.Tensor:
         """Axial, coronal and sagittal volumes, (3, X, Y, Z) float32 in [-1, 1]."""

@@ -3,7 +3,13 @@
 from trispade.engines.average import AverageWeights
 from trispade.engines.batches import AutocastInferer, label_map_and_t1w, planes_and_t1w
 from trispade.engines.case_evaluator import CaseDataset, CaseEvaluator, IsolateFailures, first_of_batch
-from trispade.engines.checkpoints import checkpoint_exists, hash_tensors, load_checkpoint, save_checkpoint
+from trispade.engines.checkpoints import (
+    checkpoint_exists,
+    hash_tensors,
+    load_checkpoint,
+    load_newest_checkpoint,
+    save_checkpoint,
+)
 from trispade.engines.handlers import (
     ClipGradients,
     Progress,
@@ -13,8 +19,10 @@ from trispade.engines.handlers import (
     TensorBoardTraining,
     scalar_outputs,
 )
+from trispade.engines.interruption import StopOnSignal
 from trispade.engines.records import check_record, describe_training, fusion_architecture
 from trispade.engines.spade_trainer import SpadeTrainer
 from trispade.engines.starting_point import start_from
 from trispade.engines.training_state import KeepBest, TrainingState, constant_then_linear, is_finished
 from trispade.engines.validation import BrainPSNR
+from trispade.engines.watch import StopAtBadNumbers, WatchDiscriminator

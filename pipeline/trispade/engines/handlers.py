@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -198,31 +199,42 @@ class TensorBoardTraining:
 
     def write_metrics(self, validator: Engine) -> None:
         """Write a validating engine's metrics at the trainer's iteration."""
-        for name, value in validator.state.metrics.items():
-            self.writer.add_scalar(f"validation/{name}", float(value), self.trainer.state.iteration)
+        self._add("validation", {name: float(value) for name, value in validator.state.metrics.items()})
 
     def _open(self, engine: Engine) -> None:
-        try:
+        with self._told_in_one_line():
             self.writer = SummaryWriter(self.log_dir)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise InputError.of(self.log_dir, "a writable folder", reason, "Set --work_dir.") from error
 
     def _write_scalars(self, engine: Engine) -> None:
-        for name, value in scalar_outputs(engine.state.output).items():
-            self.writer.add_scalar(f"train/{name}", value, engine.state.iteration)
+        self._add("train", scalar_outputs(engine.state.output))
 
     def _write_rates(self, engine: Engine) -> None:
-        for name, optimizer in self.optimizers.items():
-            self.writer.add_scalar(f"rate/{name}", optimizer.param_groups[0]["lr"], engine.state.iteration)
+        self._add("rate", {name: each.param_groups[0]["lr"] for name, each in self.optimizers.items()})
+
+    def _add(self, group: str, values: dict[str, float]) -> None:
+        with self._told_in_one_line():
+            for name, value in values.items():
+                self.writer.add_scalar(f"{group}/{name}", value, self.trainer.state.iteration)
 
     def _write_images(self, engine: Engine) -> None:
         shown = [_middle_slice(engine.state.output[key]) for key in self.image_keys]
         image = torch.cat(shown, dim=-1).float().add(1.0).div(2.0).clamp(0.0, 1.0)
-        self.writer.add_image("painted | real", image, engine.state.iteration)
+        with self._told_in_one_line():
+            self.writer.add_image("painted | real", image, engine.state.iteration)
 
     def _close(self, engine: Engine) -> None:
-        self.writer.close()
+        with self._told_in_one_line():
+            self.writer.close()
+
+    @contextmanager
+    def _told_in_one_line(self) -> Iterator[None]:
+        """Tell of a folder that cannot be written or a full disk; the writer's own thread may meet it much later."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            remedy = "Set --work_dir, or make room."
+            raise InputError.of(self.log_dir, "a writable folder", reason, remedy) from error
 
 
 class ReportValidation:

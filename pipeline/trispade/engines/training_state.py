@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,18 @@ from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from trispade.engines.checkpoints import checkpoint_exists, load_checkpoint, save_checkpoint
+from trispade.engines.checkpoints import checkpoint_exists, load_checkpoint, load_newest_checkpoint, save_checkpoint
 from trispade.engines.records import check_record
 from trispade.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-LAST, BEST = "last.pt", "best.pt"
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
+WHEN_NUMBERS_GO_WRONG = (
+    "The last good checkpoint is kept: lower the learning rates or set amp to false, and run the command again."
+)
+"""Remedy for NaN and infinity. The same settings would come to the same numbers."""
 
 RECORD_THAT_STAYS = (
     "vocabulary",
@@ -38,15 +42,16 @@ class TrainingState:
     """Handler that takes a run up where its last checkpoint left it, and keeps the last and the best state.
 
     Loads ``last.pt`` when the trainer starts; saves it at the end of every epoch and whenever the run ends, time limit
-    included. Since batches and flips depend on the seed and the iteration alone (see
-    `trispade.data.StreamBatchSampler`), the resumed run computes what the uninterrupted one would have computed. Give
-    the loader a ``generator`` of its own: it draws a number whenever an epoch starts or is taken up again.
+    included. The one before it is kept as ``previous.pt`` and takes its place if it is torn. Since batches and flips
+    depend on the seed and the iteration alone (see `trispade.data.StreamBatchSampler`), the resumed run computes what
+    the uninterrupted one would have computed. Give the loader a ``generator`` of its own: it draws a number whenever an
+    epoch starts or is taken up again.
 
     Learning rates are those of the configuration, not of the checkpoint: a run may be taken up with more epochs or
     another rate, and goes on at the rate that its own schedule gives for its epoch.
 
     Args:
-        folder: of the stage; gets ``last.pt`` and ``best.pt``.
+        folder: of the stage; gets ``last.pt``, ``previous.pt`` and ``best.pt``.
         objects: name to network, optimizer, scheduler: whatever has a ``state_dict``; those that are None are left
             out. The trainer's own ``scalers``, if it has any, are kept as well. Schedulers other than `LambdaLR` take
             up their stored rates.
@@ -56,7 +61,8 @@ class TrainingState:
         part_mib: write checkpoints in parts of this size.
 
     Raises:
-        InputError: when the run starts, if ``last.pt`` is torn or of another vocabulary, preset, plane or cache.
+        InputError: when the run starts, if ``last.pt`` and ``previous.pt`` are torn, or if they are of another
+            vocabulary, preset, plane or cache; when it saves, if there is no room or a weight is NaN or infinite.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class TrainingState:
         self.must_match = must_match
         self.part_mib = part_mib
         self.best_metric = -math.inf
+        self.saved_at: int | None = None  # iteration of a last.pt that is whole
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer; attach it after the handlers whose work the checkpoint should hold."""
@@ -86,10 +93,9 @@ class TrainingState:
 
     def resume(self, engine: Engine) -> None:
         """Load the last checkpoint, if there is one."""
-        path = self.folder / LAST
-        if not checkpoint_exists(path):
+        if not any(checkpoint_exists(self.folder / name) for name in (LAST, PREVIOUS)):
             return
-        checkpoint = load_checkpoint(path)
+        checkpoint, path = load_newest_checkpoint(self.folder / LAST, self.folder / PREVIOUS)
         expected = {key: self.record[key] for key in self.must_match if key in self.record}
         remedy = f"Go back to the settings, data and generators of that run, or remove {self.folder} to start anew."
         check_record(path, checkpoint.get("record", {}), remedy, **expected)
@@ -100,14 +106,17 @@ class TrainingState:
         engine.state.iteration = self.sampler.iteration = checkpoint["iteration"]
         engine.state.epoch = checkpoint["iteration"] // engine.state.epoch_length
         self.best_metric = checkpoint["best_metric"]
+        self.saved_at = checkpoint["iteration"] if path.name == LAST else None
         torch.set_rng_state(checkpoint["rng"]["cpu"])
         if engine.state.device.type == "cuda" and "cuda" in checkpoint["rng"]:
             torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
         logger.info("%s: going on from iteration %d (epoch %d)", path, engine.state.iteration, engine.state.epoch)
 
     def save(self, engine: Engine) -> None:
-        """Write the last checkpoint."""
-        self._write(LAST)
+        """Write the last checkpoint; the one that it replaces is kept, unless that is torn or of this iteration too."""
+        iteration = self.trainer.state.iteration
+        self._write(LAST, None if self.saved_at in (None, iteration) else self.folder / PREVIOUS)
+        self.saved_at = iteration
 
     def keep_best(self, validator: Engine) -> None:
         """Write ``best.pt`` if a validating engine's key metric is higher than ever before."""
@@ -151,13 +160,15 @@ class TrainingState:
     def _scalers(self) -> Mapping[str, torch.amp.GradScaler]:
         return getattr(self.trainer, "scalers", {})
 
-    def _write(self, name: str) -> None:
+    def _write(self, name: str, previous: Path | None = None) -> None:
         state = self.trainer.state
         rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
         if state.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state_all()
+        objects = {key: item.state_dict() for key, item in {**self.objects, **self._scalers()}.items()}
+        self._check_finite(objects)
         content = {
-            "objects": {key: item.state_dict() for key, item in {**self.objects, **self._scalers()}.items()},
+            "objects": objects,
             "record": {
                 **self.record,
                 "iterations": state.iteration,
@@ -168,10 +179,31 @@ class TrainingState:
             "best_metric": self.best_metric,
             "rng": rng,
         }
-        save_checkpoint(content, self.folder / name, self.part_mib)
+        save_checkpoint(content, self.folder / name, self.part_mib, previous)
+
+    def _check_finite(self, objects: Mapping[str, Any]) -> None:
+        """Keep the last good checkpoint: weights may go wrong in a step whose losses were still finite."""
+        for name, tensor in ((name, tensor) for name, state in objects.items() for tensor in _tensors_of(state)):
+            if not torch.isfinite(tensor).all():
+                raise InputError.of(
+                    self.folder,
+                    f"finite numbers in the state of the {name}",
+                    f"NaN or infinity at iteration {self.trainer.state.iteration}, which is not saved",
+                    WHEN_NUMBERS_GO_WRONG,
+                )
 
     def _follow(self, engine: Engine) -> None:
         self.sampler.iteration = engine.state.iteration
+
+
+def _tensors_of(state: Any) -> Iterator[torch.Tensor]:
+    """Walk through the floating-point tensors of a state dict, however deep."""
+    if isinstance(state, torch.Tensor):
+        if state.is_floating_point():
+            yield state
+    elif isinstance(state, Mapping | list | tuple):
+        for each in state.values() if isinstance(state, Mapping) else state:
+            yield from _tensors_of(each)
 
 
 def is_finished(folder: str | Path) -> bool:

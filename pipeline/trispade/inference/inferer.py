@@ -6,6 +6,7 @@ without gradients and without hooks; it gives the same image up to rounding.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -22,6 +23,8 @@ from trispade.inference.fast_fusion import fast_fusion
 from trispade.networks import fusion_input
 from trispade.networks.style_encoder import style_from_seed
 
+logger = logging.getLogger(__name__)
+
 BACKGROUND = -1.0
 
 
@@ -30,7 +33,7 @@ class PlaneInferer(Inferer):
 
     Args:
         plane: plane that the generator was trained in.
-        batch_size: slices at a time.
+        batch_size: slices at a time; halved, for good, whenever the device has no room for so many.
         amp: autocast to bfloat16.
         on_progress: called with the number of slices that have just been dealt with.
         style: (1, style_dim) code of all slices; None is the mean style, or no style.
@@ -63,6 +66,9 @@ class PlaneInferer(Inferer):
 
         Returns:
             (B, 1, X, Y, Z) float32 in [-1, 1], -1 where there is no label.
+
+        Raises:
+            InputError: if the device has no room for a single slice.
         """
         paint = fast_generator(network, self.amp, BACKGROUND)
         return torch.stack([self._paint(label_map, paint) for label_map in inputs])
@@ -71,10 +77,17 @@ class PlaneInferer(Inferer):
         slices = slice_volume(label_map, self.plane)
         painted = torch.full(slices.shape, BACKGROUND, device=slices.device)
         labelled = (slices > 0).flatten(1).any(dim=1).nonzero()[:, 0]
-        for batch in labelled.split(self.batch_size):
-            style = () if self.style is None else (self.style.to(slices.device).expand(len(batch), -1),)
-            with autocast(slices.device, self.amp):
-                painted[batch] = paint(slices[batch], *style).float()
+        done = 0
+        while done < len(labelled):
+            batch = labelled[done : done + self.batch_size]
+            try:
+                style = () if self.style is None else (self.style.to(slices.device).expand(len(batch), -1),)
+                with autocast(slices.device, self.amp):
+                    painted[batch] = paint(slices[batch], *style).float()
+            except torch.OutOfMemoryError as error:
+                self.batch_size = smaller_batch("slice_batch_size", len(batch), error)
+                continue
+            done += len(batch)
             self._report(len(batch))
         self._report(len(slices) - len(labelled))
         return stack_slices(painted.masked_fill_(slices == 0, BACKGROUND), self.plane)
@@ -88,8 +101,8 @@ class TriplanarInferer(Inferer):
     """Paints a volume in three planes and fuses the three.
 
     Args:
-        slice_batch_size: slices at a time.
-        fusion: how the fusion net is moved over the volume.
+        slice_batch_size: slices at a time; halved, for good, whenever the device has no room for so many.
+        fusion: how the fusion net is moved over the volume; its batches are halved likewise.
         amp: autocast to bfloat16.
         return_planes: return the three painted volumes before the fused one.
         progress: show a progress bar for each volume.
@@ -129,7 +142,8 @@ class TriplanarInferer(Inferer):
             axial, coronal, sagittal, fused.
 
         Raises:
-            InputError: if there is a style seed and the model has no style.
+            InputError: if there is a style seed and the model has no style, or if the device has no room for a single
+                slice or patch.
         """
         style = self._style(network)
         label_map = network.class_table[inputs.round().long()]
@@ -137,7 +151,7 @@ class TriplanarInferer(Inferer):
             total=sum(inputs.shape[2:]) * len(inputs), desc="paint", unit="slice", disable=not self.progress
         ) as bar:
             planes = torch.cat(
-                [self._painter(plane, bar, style)(label_map, network.generators[plane]) for plane in PLANES], dim=1
+                [self._paint(label_map, plane, network.generators[plane], bar, style) for plane in PLANES], dim=1
             )
             bar.set_description_str("fuse")
             fused = self.fuse(planes, label_map, network)
@@ -145,13 +159,23 @@ class TriplanarInferer(Inferer):
 
     def fuse(self, planes: Tensor, label_map: Tensor, network: Any) -> Tensor:
         """Fuse painted planes (B, 3, X, Y, Z), given known class indices (B, 1, X, Y, Z): (B, 1, X, Y, Z)."""
-        with autocast(planes.device, self.amp):
-            merge = fast_fusion(network.fusion, self.amp, BACKGROUND)
-            fused = self.fusion(fusion_input(planes, label_map), merge).float()
+        merge = fast_fusion(network.fusion, self.amp, BACKGROUND)
+        fused = self._slide(fusion_input(planes, label_map), merge)
         return fused.clamp(-1.0, 1.0).masked_fill(label_map == 0, BACKGROUND)
 
-    def _painter(self, plane: Plane, bar: tqdm, style: Tensor | None) -> PlaneInferer:
-        return PlaneInferer(plane, self.slice_batch_size, self.amp, bar.update, style)
+    def _paint(self, label_map: Tensor, plane: Plane, generator: Any, bar: tqdm, style: Tensor | None) -> Tensor:
+        paint = PlaneInferer(plane, self.slice_batch_size, self.amp, bar.update, style)
+        painted = paint(label_map, generator)
+        self.slice_batch_size = paint.batch_size
+        return painted
+
+    def _slide(self, planes: Tensor, merge: Callable[..., Tensor]) -> Tensor:
+        while True:
+            try:
+                with autocast(planes.device, self.amp):
+                    return self.fusion(planes, merge).float()
+            except torch.OutOfMemoryError as error:
+                self.fusion.sw_batch_size = smaller_batch("sw_batch_size", self.fusion.sw_batch_size, error)
 
     def _style(self, network: Any) -> Tensor | None:
         if self.style_seed is None:
@@ -159,6 +183,21 @@ class TriplanarInferer(Inferer):
         if not network.style_dim:
             raise InputError.of("style_seed", "a model that was trained with style", "one without", "Set it to null.")
         return style_from_seed(network.style_dim, self.style_seed)
+
+
+def smaller_batch(setting: str, size: int, error: torch.OutOfMemoryError) -> int:
+    """Halve a batch that the device has no room for, and say so; what is painted does not depend on it.
+
+    Raises:
+        InputError: if it is of one item.
+    """
+    if size == 1:
+        raise InputError.of(
+            setting, "a device with room for a batch of 1", str(error)[:200], "Free its memory, or set device to cpu."
+        ) from error
+    torch.cuda.empty_cache()
+    logger.warning("out of memory: %s is %d from here on, no longer %d", setting, size // 2, size)
+    return size // 2
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[Any]:

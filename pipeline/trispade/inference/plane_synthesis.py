@@ -110,6 +110,7 @@ class PlaneSynthesis:
         for plane, generator in generators.items():
             paint = PlaneInferer(plane, self.batch_size, self.amp, style=style)
             planes[plane] = paint(generator.class_table[label_map], generator.network)[0, 0]
+            self.batch_size = paint.batch_size
         record = {
             "prepared_key": case.key,
             "generators": {plane: generator.hash for plane, generator in generators.items()},

@@ -51,7 +51,11 @@ def run_demo(bundle: Path, folder: str | Path) -> tuple[Path, Path]:
 
 def _train(bundle: Path, folder: Path, manifest_file: Path, model: Path) -> None:
     print(f"No trained weights are shipped yet: training the smoke preset (4 mm) on {NUM_PEOPLE} phantoms first.")
-    data = {"dataset_dir": manifest_file.parent, "manifest_file": manifest_file, "work_dir": folder / "work"}
+    data: dict[str, Any] = {
+        "dataset_dir": manifest_file.parent,
+        "manifest_file": manifest_file,
+        "work_dir": folder / "work",
+    }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # networks as small as these lose time to more
     try:
