@@ -99,3 +99,9 @@ def test_signals_are_given_back_when_the_run_ends_however_it_ends(tmp_path, fail
     else:
         train(tmp_path / "stage", fail)
     assert {number: signal.getsignal(number) for number in ENDS} == before
+
+
+def test_a_signal_that_was_ignored_before_stays_ignored(tmp_path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert train(tmp_path, send(signal.SIGINT, at=6)) == list(range(1, 13))
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

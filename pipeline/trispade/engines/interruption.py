@@ -41,7 +41,9 @@ class StopOnSignal:
     def _listen(self, engine: Engine) -> None:
         if threading.current_thread() is threading.main_thread():
             self.received = None
-            self.previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+            # A shell lets a command in the background ignore Ctrl-C, which then belongs to another one.
+            heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self.previous = {number: signal.signal(number, self._note) for number in heeded}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Nothing is written here: the signal may have come in the midst of writing a line.
