@@ -37,7 +37,7 @@ stage prepare "" "${one[@]}"
 in_three_planes "${one[@]}" --max_epochs 6 --val_interval 6 --average_half_life 300 --reconstruction_weight 10.0 \
     --start_checkpoint "$coarse/spade_PLANE/last.pt"
 stage synthesize_planes "" "${one[@]}"
-stage train_fusion "" "${one[@]}" --model_file "$model" --max_epochs 10 --patch_batch_size 10
-stage train_fusion ",'bundle/configs/overlays/realism.yaml'" "${one[@]}" --model_file "$model"
+stage train_fusion "" "${one[@]}" --model_file "$model" --max_epochs 8 --patch_batch_size 10
+stage train_fusion ",'bundle/configs/overlays/realism.yaml'" "${one[@]}" --model_file "$model" --patch_batch_size 10
 stage train_direct "" "${one[@]}"
 stage evaluate "" "${one[@]}" --model_file "$model"
