@@ -65,7 +65,7 @@ class Study:
         """Load a stage's config with the smoke preset as MONAI's tools do."""
         configs = self.bundle / "configs"
         values = {"dataset_dir": self.dataset_dir, "work_dir": self.work_dir, "manifest_file": self.manifest_file}
-        values["input"] = self.dataset_dir
+        values |= {"input": self.dataset_dir, "model_file": self.model_file}
         own = yaml.safe_load((configs / f"{stage}.yaml").read_text())
         return ConfigWorkflow(
             config_file=[str(configs / f"{stage}.yaml"), str(configs / "presets" / "smoke.yaml")],
