@@ -98,21 +98,31 @@ def export_model(
         **_fusion_arguments(fusion_architecture),
     )
     state = stored_state(model, dtype)
-    record = {
+    parts = {**{f"generator_{plane}": g.record for plane, g in generators.items()}, "fusion": trained_fusion["record"]}
+    record = _describe_model(state, parts, vocabulary, fusion_architecture, settings, trained)
+    return save_model(state, record, model_file, dtype)
+
+
+def _describe_model(
+    state: Mapping[str, torch.Tensor],
+    parts: Mapping[str, Mapping[str, Any]],
+    vocabulary: Vocabulary,
+    fusion_architecture: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    trained_classes: Sequence[int],
+) -> dict[str, Any]:
+    """Collect what stands in ``model.json``, from the records of the checkpoints that the parts come from."""
+    return {
         "trispade_version": __version__,
         "vocabulary": vocabulary.to_dict(),
-        "architecture": dict(generators["axial"].record["architecture"]),
+        "architecture": dict(parts["generator_axial"]["architecture"]),
         "fusion_architecture": dict(fusion_architecture),
         "spacing_mm": settings["spacing_mm"],
         "closing_mm": settings["closing_mm"],
-        "trained_classes": trained,
-        "training": {
-            **{f"generator_{plane}": training_of(g.record) for plane, g in generators.items()},
-            "fusion": training_of(trained_fusion["record"]),
-        },
+        "trained_classes": list(trained_classes),
+        "training": {name: training_of(record) for name, record in parts.items()},
         "sha256": hash_tensors(state),
     }
-    return save_model(state, record, model_file, dtype)
 
 
 def save_model(state: Mapping[str, torch.Tensor], record: Mapping[str, Any], model_file: str | Path, dtype: str) -> str:
