@@ -6,7 +6,7 @@ set -euo pipefail
 dataset_dir=${1:?usage: benchmarks/reference_run.sh MALC2012_FOLDER}
 coarse=${COARSE_DIR:-runs/coarse}
 work_dir=${WORK_DIR:-runs/reference}
-model=${MODEL:-bundle/models/model.pt}
+model=${MODEL:-$work_dir/model.pt} # the shipped weights stay as they are
 python=${PYTHON:-.venv/bin/python}
 
 stage() {
