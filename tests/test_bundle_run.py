@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trispade.bundle_run import BUNDLE_VARIABLE, find_bundle, run_stage
 from trispade.errors import InputError
@@ -107,6 +108,15 @@ def test_unknown_stages_and_presets_list_those_there_are(bundle: Path):
         run_stage(bundle, "absent")
     with pytest.raises(InputError, match=r"small\.yaml: expected one of large, got no such config"):
         run_stage(bundle, "stage", "small")
+
+
+def test_the_json_configs_of_a_packaged_bundle_are_run_too(bundle: Path):
+    configs = bundle / "configs"
+    for file in (configs / "stage.yaml", configs / "presets" / "large.yaml"):
+        file.with_suffix(".json").write_text(json.dumps(yaml.safe_load(file.read_text())))
+        file.unlink()
+    run_stage(bundle, "stage", "large")
+    assert record_of(bundle)["size"] == 2
 
 
 def test_bad_input_comes_out_of_what_monai_wraps_it_in(bundle: Path):

@@ -26,6 +26,8 @@ COMMANDS = (
     ["train"],
     ["evaluate"],
     ["demo"],
+    ["package"],
+    ["verify"],
     ["manifest"],
     *(["manifest", n] for n in ("malc2012", "hcp", "bids")),
 )
@@ -152,6 +154,16 @@ def test_synthesize_runs_inference_on_what_it_is_given(stages: list[Any], phanto
     assert (folder_values["input"], folder_values["dataset_dir"]) == (phantoms, phantoms)
     assert (values["unknown_labels"], folder_values["unknown_labels"]) == ("error", "background")
     assert (values["overwrite"], folder_values["overwrite"]) == (False, True)
+
+
+def test_a_bundle_is_packaged_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    result = invoke("package", BUNDLE, "-o", tmp_path / "a.zip", "--without-weights")
+    digest = (tmp_path / "a.zip.sha256").read_text().split()[0]
+    assert f"SHA-256 {digest}, also in {tmp_path / 'a.zip'}.sha256" in result.stdout
+    good = invoke("verify", tmp_path / "a.zip")
+    assert (good.exit_code, "nothing that should not be there" in good.stdout) == (0, True)
+    bad = invoke("verify", tmp_path / "a.zip", "--sha256", "0" * 64)
+    assert (bad.exit_code, "REFUSED a.zip: is not the file that was sent" in bad.stdout) == (1, True)
 
 
 def test_train_runs_the_stages_in_their_order(stages: list[Any]):

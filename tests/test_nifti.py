@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trispade.errors import InputError
-from trispade.nifti import check_same_grid, header_of, read_label_map, read_t1w, write_nifti
+from trispade.nifti import check_same_grid, header_of, name_without_suffix, read_label_map, read_t1w, write_nifti
 
 AFFINE = np.diag([1.0, 1.0, 1.5, 1.0])
 LABELS = np.zeros((4, 5, 6), np.int16)
@@ -46,6 +46,33 @@ def test_a_label_map_of_any_type_is_read_as_int32_with_its_affine(tmp_path: Path
     np.testing.assert_array_equal(label_map, LABELS)
     np.testing.assert_allclose(affine, oblique(), atol=1e-5)
     assert header_of(path)[0] == (4, 5, 6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
+def test_freesurfers_format_is_read_like_nifti(tmp_path: Path, dtype: type) -> None:
+    path = save_mgz(tmp_path / "aparc+aseg.mgz", LABELS.astype(dtype), oblique())
+
+    label_map, affine = read_label_map(path)
+
+    assert label_map.dtype == np.int32
+    np.testing.assert_array_equal(label_map, LABELS)
+    np.testing.assert_allclose(affine, oblique(), atol=1e-5)
+    np.testing.assert_array_equal(read_t1w(path)[0], LABELS.astype(np.float32))
+
+
+def test_what_is_written_on_the_grid_of_an_mgz_is_nifti_of_its_affine_in_scanner_space(tmp_path: Path) -> None:
+    source = save_mgz(tmp_path / "aparc+aseg.mgz", LABELS, oblique())
+    write_nifti(tmp_path / "out.nii.gz", LABELS, read_label_map(source)[1], like=source)
+    written = nib.load(tmp_path / "out.nii.gz")
+    np.testing.assert_allclose(written.affine, oblique(), atol=1e-5)
+    np.testing.assert_allclose(written.get_qform(), oblique(), atol=1e-5)
+    assert (int(written.header["sform_code"]), int(written.header["qform_code"])) == (1, 1)
+    assert written.header.get_xyzt_units()[0] == "mm"
+
+
+def test_a_name_loses_the_suffix_of_either_format() -> None:
+    names = ("a/b.c.nii.gz", "b.c.nii", "b.c.mgz", "b.c")
+    assert {name_without_suffix(name) for name in names} == {"b.c"}
 
 
 def test_a_trailing_axis_of_one_is_dropped(tmp_path: Path) -> None:
@@ -98,10 +125,27 @@ def write_truncated(folder: Path) -> Path:
     return path
 
 
-def write_mgz(folder: Path) -> Path:
-    path = folder / "a.mgz"
-    nib.save(nib.MGHImage(LABELS, AFFINE), path)
+def save_mgz(path: Path, array: np.ndarray = LABELS, affine: np.ndarray = AFFINE) -> Path:
+    nib.save(nib.MGHImage(array, affine), path)
     return path
+
+
+def write_truncated_mgz(folder: Path) -> Path:
+    noise = np.random.default_rng(0).integers(0, 30000, (20, 20, 20)).astype(np.int16)
+    path = save_mgz(folder / "a.mgz", noise)
+    path.write_bytes(path.read_bytes()[:9000])
+    return path
+
+
+def write_text_as_mgz(folder: Path) -> Path:
+    path = folder / "a.mgz"
+    path.write_bytes(gzip.compress(b"not an image" * 100))
+    return path
+
+
+def write_analyze(folder: Path) -> Path:
+    nib.save(nib.AnalyzeImage(LABELS, AFFINE), folder / "a.img")
+    return folder / "a.img"
 
 
 def write_4d(folder: Path) -> Path:
@@ -129,7 +173,9 @@ BAD_FILES = {
     write_empty_file: "expected a whole, readable NIfTI file",
     write_truncated_gz: "expected a whole, readable NIfTI file",
     write_truncated: "expected a whole, readable NIfTI file",
-    write_mgz: "expected a NIfTI file, got a file that nibabel reads as MGHImage",
+    write_truncated_mgz: "expected a whole, readable MGZ file",
+    write_text_as_mgz: "expected a whole, readable MGZ file",
+    write_analyze: "expected a NIfTI or MGZ file, got a file that nibabel reads as .*AnalyzeImage",
     write_4d: "expected a 3D volume, got 4D of shape 4 x 5 x 6 x 2",
     write_2d: "expected a 3D volume, got 2D of shape 5 x 6",
     write_rgb: "expected one number a voxel",

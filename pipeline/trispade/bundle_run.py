@@ -100,9 +100,13 @@ def _is_bundle(folder: Path) -> bool:
 
 
 def _config(folder: Path, name: str) -> Path:
-    file = folder / f"{name}.yaml"
+    """A config of a checkout's bundle, YAML, or of a packaged one, JSON."""
+    file, packaged = folder / f"{name}.yaml", folder / f"{name}.json"
+    if packaged.is_file() and not file.is_file():
+        return packaged
     if not file.is_file():
-        known = ", ".join(sorted(each.stem for each in folder.glob("*.yaml")))
+        present = {*folder.glob("*.yaml"), *folder.glob("*.json")} - {folder / "metadata.json"}
+        known = ", ".join(sorted(each.stem for each in present))
         raise InputError.of(file, f"one of {known}", "no such config", "Check its name.")
     return file
 

@@ -105,7 +105,7 @@ def _start(
 @app.command()
 def synthesize(
     labels: Annotated[
-        Path, typer.Argument(metavar="LABELS", help="A label map (NIfTI), a folder of label maps, or a manifest.")
+        Path, typer.Argument(metavar="LABELS", help="A label map (NIfTI, MGZ), a folder of label maps, or a manifest.")
     ],
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the T1w volumes go.")],
     scheme: Scheme = "freesurfer",
@@ -263,6 +263,36 @@ def demo(
 
     volume, picture = run_demo(_bundle(bundle), output_dir)
     typer.echo(f"T1w volume: {volume}\npicture:    {picture}")
+
+
+@app.command()
+def package(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Root folder of the bundle.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The zip to write.")],
+    without_weights: Annotated[
+        bool, typer.Option("--without-weights", help="Leave the weights out, or do without them.")
+    ] = False,
+) -> None:
+    """Write the bundle as one zip that runs without trispade installed, and its SHA-256 beside it."""
+    from trispade.sharing import package_bundle
+
+    sha256 = package_bundle(bundle, output, without_weights)
+    typer.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB\nSHA-256 {sha256}, also in {output}.sha256")
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A packaged bundle, a zip.")],
+    sha256: Annotated[
+        str | None, typer.Option(help="Digest that it must have [default: what FILE.sha256 beside it says].")
+    ] = None,
+) -> None:
+    """Check a packaged bundle before anything in it is unpacked, loaded or run; exit code 1 if there are findings."""
+    from trispade.sharing.verify_bundle import verify
+
+    report = verify(file, sha256)
+    typer.echo(report.text())
+    raise typer.Exit(1 if report.findings else 0)
 
 
 @manifest_app.command("malc2012")

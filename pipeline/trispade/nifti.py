@@ -1,4 +1,4 @@
-"""NIfTI files in and out: each problem a person can have with a file becomes one line that names it."""
+"""NIfTI files in and out, FreeSurfer's MGZ in: each problem a person can have becomes one line that names the file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
+from nibabel.freesurfer.mghformat import MGHError
 from nibabel.spatialimages import HeaderDataError
 
 from trispade.durable import sync_file, sync_folder
@@ -31,19 +32,19 @@ _GEOMETRY_FIELDS = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
-_READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, HeaderDataError, ImageFileError)
+_READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zlib.error, HeaderDataError, ImageFileError, MGHError)
 
 Shape = tuple[int, int, int]
 
 
 def header_of(path: str | Path) -> tuple[Shape, np.ndarray]:
-    """Shape and affine of a 3D NIfTI, checked, without reading its voxels.
+    """Shape and affine of a 3D NIfTI or MGZ file, checked, without reading its voxels.
 
     Returns:
         (X, Y, Z) and the (4, 4) float64 affine, voxel -> RAS+ mm.
 
     Raises:
-        InputError: if the file is missing, no readable NIfTI, not 3D, or its grid is one that trispade does not take
+        InputError: if the file is missing or unreadable, not 3D, or its grid is one that trispade does not take
             (singular or sheared affine, voxels under 0.3 or over 4 mm, aspect over 3).
     """
     image = _open(Path(path))
@@ -131,7 +132,8 @@ def write_nifti(
         path: `.nii.gz` or `.nii`; missing folders are made.
         array: (X, Y, Z), cast to `dtype` without scaling.
         affine: (4, 4), voxel -> RAS+ mm.
-        like: header, or file, whose units and space codes are kept (the exact qform and sform if the affine agrees).
+        like: header, or file, whose units and space codes are kept (the exact qform and sform if the affine agrees);
+            where it is of MGZ, which has none, millimetres and the scanner's space.
         dtype: type on disk.
         sidecar: content of the JSON file of the same name, in place before the image is.
 
@@ -178,24 +180,31 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def name_without_suffix(path: str | Path) -> str:
-    """File name without `.nii.gz` or `.nii`."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+    """File name without `.nii.gz`, `.nii` or `.mgz`."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii").removesuffix(".mgz")
 
 
-def _open(path: Path) -> nib.Nifti1Pair:
+def _open(path: Path) -> nib.Nifti1Pair | nib.MGHImage:
     if not path.exists():
-        raise InputError.of(path, "a NIfTI file", "no file of this name", "Check the path.")
+        raise InputError.of(path, f"a {_format(path)} file", "no file of this name", "Check the path.")
     if path.is_dir():
-        raise InputError.of(path, "a NIfTI file", "a folder", "Name one file in it.")
+        raise InputError.of(path, f"a {_format(path)} file", "a folder", "Name one file in it.")
     try:
         image = nib.load(path)
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from error
-    if not isinstance(image, nib.Nifti1Pair):
+    if not isinstance(image, nib.Nifti1Pair | nib.MGHImage):
         raise InputError.of(
-            path, "a NIfTI file", f"a file that nibabel reads as {type(image).__name__}", "Convert it to .nii.gz."
+            path,
+            "a NIfTI or MGZ file",
+            f"a file that nibabel reads as {type(image).__name__}",
+            "Convert it to .nii.gz.",
         )
     return image
+
+
+def _format(path: Path) -> str:
+    return "MGZ" if path.suffix == ".mgz" else "NIfTI"
 
 
 def _voxels(path: Path, shape: Shape) -> np.ndarray:
@@ -212,7 +221,9 @@ def _voxels(path: Path, shape: Shape) -> np.ndarray:
 
 def _unreadable(path: Path, error: BaseException) -> InputError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError.of(path, "a whole, readable NIfTI file", f"'{reason}'", "Copy or export the file again.")
+    return InputError.of(
+        path, f"a whole, readable {_format(path)} file", f"'{reason}'", "Copy or export the file again."
+    )
 
 
 def _spatial_shape(path: Path, shape: tuple[int, ...]) -> Shape:
@@ -271,11 +282,14 @@ def _check_label_ids(path: Path, values: np.ndarray) -> None:
         raise InputError.of(path, "at least one labelled voxel", "an empty label map", "Check how the file was made.")
 
 
-def _image_like(array: np.ndarray, affine: np.ndarray, like: nib.Nifti1Header | None) -> nib.Nifti1Image:
+def _image_like(array: np.ndarray, affine: np.ndarray, like: nib.spatialimages.SpatialHeader | None) -> nib.Nifti1Image:
     """Give an image the space of `like` and nothing else: intent, scaling and display range belong to another image."""
-    if like is None:
+    if not isinstance(like, nib.Nifti1Header):
         image = nib.Nifti1Image(array, affine)
         image.header.set_xyzt_units("mm")
+        if like is not None:  # MGZ: FreeSurfer's own converter too calls its space the scanner's
+            image.set_sform(affine, "scanner")
+            image.set_qform(affine, "scanner")
         return image
     header = nib.Nifti1Header()
     header.set_data_shape(array.shape)

@@ -37,7 +37,9 @@ def manifest_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("file", "case_id"), [("sub-1_dseg.nii.gz", "sub-1"), ("a.b.nii", "a.b")])
+@pytest.mark.parametrize(
+    ("file", "case_id"), [("sub-1_dseg.nii.gz", "sub-1"), ("a.b.nii", "a.b"), ("aparc+aseg.mgz", "aparc+aseg")]
+)
 def test_one_label_map_is_one_case_named_after_it(tmp_path, file, case_id):
     touch(tmp_path / file)
     assert list_label_maps(tmp_path / file) == [{"case_id": case_id, "image": str(tmp_path / file)}]
@@ -55,6 +57,12 @@ def test_in_a_folder_without_dseg_files_all_images_are_taken_but_what_is_synthet
     assert names(list_label_maps(tmp_path)) == ["a", "b"]
 
 
+def test_in_freesurfers_folders_the_segmentations_are_taken_and_the_images_are_not(tmp_path):
+    for person in ("sub-1", "sub-2"):
+        touch(*(tmp_path / person / "mri" / f"{name}.mgz" for name in ("T1", "aparc+aseg", "brainmask")))
+    assert names(list_label_maps(tmp_path)) == ["sub-1_mri_aparc+aseg", "sub-2_mri_aparc+aseg"]
+
+
 def test_files_of_one_name_in_several_folders_are_told_apart_by_their_path(tmp_path):
     touch(tmp_path / "x" / "seg_dseg.nii.gz", tmp_path / "y" / "seg_dseg.nii.gz", tmp_path / "z_dseg.nii.gz")
     assert names(list_label_maps(tmp_path)) == ["x_seg", "y_seg", "z"]
@@ -68,7 +76,9 @@ def test_two_files_that_would_be_written_under_one_name_are_refused(tmp_path):
 
 def test_a_folder_without_label_maps_is_an_input_error(tmp_path):
     touch(tmp_path / "notes.txt")
-    with pytest.raises(InputError, match=r"expected a folder with label maps \(\*.nii.gz, \*.nii\), got none in it"):
+    with pytest.raises(
+        InputError, match=r"expected a folder with label maps \(\*.nii.gz, \*.nii, aparc\+aseg.mgz\), got none in it"
+    ):
         list_label_maps(tmp_path)
 
 

@@ -12,12 +12,14 @@ from trispade.errors import InputError
 from trispade.inference.model_files import read_model_record
 from trispade.labels import LabelScheme
 from trispade.manifests import Case, Manifest, read_manifest
+from trispade.nifti import name_without_suffix
 from trispade.transforms import SaveSyntheticd, output_files
 from trispade.transforms.label_map import SUFFIX
 
 logger = logging.getLogger(__name__)
 
 _LABEL_MAP_ENDINGS = (".nii.gz", ".nii")
+_FREESURFER_NAME = "aparc+aseg.mgz"  # the other MGZ files of a subject's folder are mostly images
 
 
 def list_label_maps(
@@ -30,8 +32,8 @@ def list_label_maps(
 
     Args:
         source: one label map; a folder, searched for label maps at any depth (``*_dseg.nii.gz`` if it holds such files,
-            all NIfTI files but synthetic ones otherwise); or a manifest. Its files are not looked at: a bad one fails
-            when its turn comes, and the others run.
+            all NIfTI files but synthetic ones otherwise, ``aparc+aseg.mgz`` if there is none); or a manifest. Its
+            files are not looked at: a bad one fails when its turn comes, and the others run.
         dataset_dir: what a manifest's paths are relative to; its own folder if None.
         splits: of a manifest; all if None.
         scheme: that the label ids will be read with; a manifest must be of the same.
@@ -80,9 +82,11 @@ def _some(manifest: Manifest, cases: Sequence[Case]) -> Sequence[Case]:
 def _list_folder(folder: Path) -> list[dict[str, Any]]:
     files = sorted(file for file in folder.rglob("*") if file.name.endswith(_LABEL_MAP_ENDINGS))
     files = [file for file in files if not file.name.startswith(".") and SUFFIX not in file.name]
-    files = [file for file in files if "_dseg." in file.name] or files
+    files = [file for file in files if "_dseg." in file.name] or files or sorted(folder.rglob(_FREESURFER_NAME))
     if not files:
-        raise InputError.of(folder, "a folder with label maps (*.nii.gz, *.nii)", "none in it", "Check --input.")
+        raise InputError.of(
+            folder, f"a folder with label maps (*.nii.gz, *.nii, {_FREESURFER_NAME})", "none in it", "Check --input."
+        )
     names = [_case_id(file) for file in files]
     # Files of one name in different folders keep apart by their path.
     unique = [
@@ -95,10 +99,8 @@ def _list_folder(folder: Path) -> list[dict[str, Any]]:
 
 
 def _case_id(path: Path, joiner: str | None = None) -> str:
-    name = path.name if joiner is None else joiner.join(path.parts)
-    for ending in (*_LABEL_MAP_ENDINGS, "_dseg"):
-        name = name.removesuffix(ending)
-    return name
+    name = name_without_suffix(path.name if joiner is None else joiner.join(path.parts))
+    return name.removesuffix("_dseg")
 
 
 def list_pairs(manifest: Manifest, splits: Sequence[str], model_files: Sequence[str | Path]) -> list[dict[str, Any]]:
