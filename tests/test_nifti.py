@@ -70,8 +70,8 @@ def test_what_is_written_on_the_grid_of_an_mgz_is_nifti_of_its_affine_in_scanner
     assert written.header.get_xyzt_units()[0] == "mm"
 
 
-def test_a_name_loses_the_suffix_of_either_format() -> None:
-    names = ("a/b.c.nii.gz", "b.c.nii", "b.c.mgz", "b.c")
+def test_a_name_loses_the_suffix_of_every_format() -> None:
+    names = ("a/b.c.nii.gz", "b.c.nii", "b.c.mgz", "b.c.nrrd", "b.c.seg.nrrd", "b.c")
     assert {name_without_suffix(name) for name in names} == {"b.c"}
 
 
@@ -175,7 +175,7 @@ BAD_FILES = {
     write_truncated: "expected a whole, readable NIfTI file",
     write_truncated_mgz: "expected a whole, readable MGZ file",
     write_text_as_mgz: "expected a whole, readable MGZ file",
-    write_analyze: "expected a NIfTI or MGZ file, got a file that nibabel reads as .*AnalyzeImage",
+    write_analyze: "expected a NIfTI, MGZ or NRRD file, got a file that nibabel reads as .*AnalyzeImage",
     write_4d: "expected a 3D volume, got 4D of shape 4 x 5 x 6 x 2",
     write_2d: "expected a 3D volume, got 2D of shape 5 x 6",
     write_rgb: "expected one number a voxel",

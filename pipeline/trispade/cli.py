@@ -105,7 +105,8 @@ def _start(
 @app.command()
 def synthesize(
     labels: Annotated[
-        Path, typer.Argument(metavar="LABELS", help="A label map (NIfTI, MGZ), a folder of label maps, or a manifest.")
+        Path,
+        typer.Argument(metavar="LABELS", help="A label map (NIfTI, MGZ, NRRD), a folder of label maps, or a manifest."),
     ],
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the T1w volumes go.")],
     scheme: Scheme = "freesurfer",

@@ -1,4 +1,7 @@
-"""NIfTI files in and out, FreeSurfer's MGZ in: each problem a person can have becomes one line that names the file."""
+"""NIfTI files in and out, MGZ (FreeSurfer) and NRRD in.
+
+Each problem that a person can have with a file becomes one line that names it.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from trispade.durable import sync_file, sync_folder
 from trispade.errors import InputError
+from trispade.nrrd import NrrdImage, open_nrrd
 
 SMALLEST_VOXEL_MM = 0.3
 LARGEST_VOXEL_MM = 4.0
@@ -34,11 +38,15 @@ _GEOMETRY_FIELDS = (
 )
 _READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zlib.error, HeaderDataError, ImageFileError, MGHError)
 
+_FORMATS = {".mgz": "MGZ", ".nrrd": "NRRD"}
+"""By the suffix; NIfTI is every other."""
+
 Shape = tuple[int, int, int]
+Image = nib.Nifti1Pair | nib.MGHImage | NrrdImage
 
 
 def header_of(path: str | Path) -> tuple[Shape, np.ndarray]:
-    """Shape and affine of a 3D NIfTI or MGZ file, checked, without reading its voxels.
+    """Shape and affine of a 3D NIfTI, MGZ or NRRD file, checked, without reading its voxels.
 
     Returns:
         (X, Y, Z) and the (4, 4) float64 affine, voxel -> RAS+ mm.
@@ -133,7 +141,7 @@ def write_nifti(
         array: (X, Y, Z), cast to `dtype` without scaling.
         affine: (4, 4), voxel -> RAS+ mm.
         like: header, or file, whose units and space codes are kept (the exact qform and sform if the affine agrees);
-            where it is of MGZ, which has none, millimetres and the scanner's space.
+            where it is of MGZ or NRRD, which have none, millimetres and the scanner's space.
         dtype: type on disk.
         sidecar: content of the JSON file of the same name, in place before the image is.
 
@@ -180,31 +188,40 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def name_without_suffix(path: str | Path) -> str:
-    """File name without `.nii.gz`, `.nii` or `.mgz`."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii").removesuffix(".mgz")
+    """File name without `.nii.gz`, `.nii`, `.mgz`, `.nrrd` or, as 3D Slicer names segmentations, `.seg.nrrd`."""
+    name = Path(path).name
+    if name.endswith(".nrrd"):
+        return name.removesuffix(".nrrd").removesuffix(".seg")
+    return name.removesuffix(".gz").removesuffix(".nii").removesuffix(".mgz")
 
 
-def _open(path: Path) -> nib.Nifti1Pair | nib.MGHImage:
+def _open(path: Path) -> Image:
     if not path.exists():
-        raise InputError.of(path, f"a {_format(path)} file", "no file of this name", "Check the path.")
+        raise InputError.of(path, _a_file(path), "no file of this name", "Check the path.")
     if path.is_dir():
-        raise InputError.of(path, f"a {_format(path)} file", "a folder", "Name one file in it.")
+        raise InputError.of(path, _a_file(path), "a folder", "Name one file in it.")
     try:
-        image = nib.load(path)
+        image = open_nrrd(path) if path.suffix == ".nrrd" else nib.load(path)
+    except InputError:
+        raise
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from error
-    if not isinstance(image, nib.Nifti1Pair | nib.MGHImage):
+    if not isinstance(image, Image):
         raise InputError.of(
             path,
-            "a NIfTI or MGZ file",
+            "a NIfTI, MGZ or NRRD file",
             f"a file that nibabel reads as {type(image).__name__}",
             "Convert it to .nii.gz.",
         )
     return image
 
 
+def _a_file(path: Path) -> str:
+    return f"{'an' if path.suffix in _FORMATS else 'a'} {_format(path)} file"
+
+
 def _format(path: Path) -> str:
-    return "MGZ" if path.suffix == ".mgz" else "NIfTI"
+    return _FORMATS.get(path.suffix, "NIfTI")
 
 
 def _voxels(path: Path, shape: Shape) -> np.ndarray:
@@ -287,7 +304,7 @@ def _image_like(array: np.ndarray, affine: np.ndarray, like: nib.spatialimages.S
     if not isinstance(like, nib.Nifti1Header):
         image = nib.Nifti1Image(array, affine)
         image.header.set_xyzt_units("mm")
-        if like is not None:  # MGZ: FreeSurfer's own converter too calls its space the scanner's
+        if like is not None:  # MGZ, NRRD: FreeSurfer's own converter too calls it the scanner's
             image.set_sform(affine, "scanner")
             image.set_qform(affine, "scanner")
         return image

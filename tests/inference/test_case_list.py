@@ -38,7 +38,8 @@ def manifest_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("file", "case_id"), [("sub-1_dseg.nii.gz", "sub-1"), ("a.b.nii", "a.b"), ("aparc+aseg.mgz", "aparc+aseg")]
+    ("file", "case_id"),
+    [("sub-1_dseg.nii.gz", "sub-1"), ("a.b.nii", "a.b"), ("aparc+aseg.mgz", "aparc+aseg"), ("a.seg.nrrd", "a")],
 )
 def test_one_label_map_is_one_case_named_after_it(tmp_path, file, case_id):
     touch(tmp_path / file)
@@ -53,8 +54,8 @@ def test_in_a_folder_dseg_files_are_taken_and_their_scans_are_not(tmp_path):
 
 def test_in_a_folder_without_dseg_files_all_images_are_taken_but_what_is_synthetic_or_half_written(tmp_path):
     touch(tmp_path / "b.nii", tmp_path / "a.nii.gz", tmp_path / ".partial-1-c.nii.gz", tmp_path / "notes.txt")
-    touch(*output_files(tmp_path / "out", "a"))
-    assert names(list_label_maps(tmp_path)) == ["a", "b"]
+    touch(tmp_path / "d.nrrd", *output_files(tmp_path / "out", "a"))
+    assert names(list_label_maps(tmp_path)) == ["a", "b", "d"]
 
 
 def test_in_freesurfers_folders_the_segmentations_are_taken_and_the_images_are_not(tmp_path):
@@ -77,7 +78,8 @@ def test_two_files_that_would_be_written_under_one_name_are_refused(tmp_path):
 def test_a_folder_without_label_maps_is_an_input_error(tmp_path):
     touch(tmp_path / "notes.txt")
     with pytest.raises(
-        InputError, match=r"expected a folder with label maps \(\*.nii.gz, \*.nii, aparc\+aseg.mgz\), got none in it"
+        InputError,
+        match=r"expected a folder with label maps \(\*.nii.gz, \*.nii, \*.nrrd, aparc\+aseg.mgz\), got none in it",
     ):
         list_label_maps(tmp_path)
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 from zips import FOLDER, ROOT, Files, read_zip
 
-from trispade.engines import hash_tensors
+from trispade.engines import hash_tensors, save_checkpoint
 from trispade.inference.model_files import save_model, stored_state
 from trispade.labels import load_vocabulary
 from trispade.networks import TriplanarSynthesizer
@@ -22,25 +22,32 @@ from trispade.sharing.verify_bundle import main
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the bundle, with weights of the smoke preset as they are before training."""
+    """A copy of the bundle, with weights of the smoke preset, two fusion nets, as they are before training."""
     folder = tmp_path_factory.mktemp("sharing") / "bundle"
-    shutil.copytree(ROOT / "bundle", folder, ignore=shutil.ignore_patterns("model.*"))
+    shutil.copytree(ROOT / "bundle", folder, ignore=shutil.ignore_patterns("model.*", "*.pt"))
     preset = yaml.safe_load((folder / "configs" / "presets" / "smoke.yaml").read_text())
     vocabulary = load_vocabulary("structures")
     torch.manual_seed(0)
     widths = {
-        key: preset[key] for key in ("ngf", "hidden", "max_channels", "fusion_channels", "fusion_norm", "residual")
+        key: preset[key]
+        for key in (
+            *("ngf", "hidden", "max_channels"),
+            *("fusion_channels", "fusion_norm", "residual", "fusion_label_channels"),
+        )
     }
-    state = stored_state(TriplanarSynthesizer(vocabulary.num_classes, **widths).eval(), "float16")
+    model = TriplanarSynthesizer(vocabulary.num_classes, **widths).eval()
+    state, realism = stored_state(model, "float16"), stored_state(model.fusion, "float16")
     record = {
         "vocabulary": vocabulary.to_dict(),
         "fusion_architecture": {"residual": preset["residual"]},
         "spacing_mm": preset["spacing_mm"],
         "closing_mm": 5.0,
         "training": {"fusion": {"preset": "smoke"}},
+        "fusions": {"realism": {"training": {}, "sha256": hash_tensors(realism)}},
         "sha256": hash_tensors(state),
     }
     save_model(state, record, folder / "models" / "model.pt", "float16")
+    save_checkpoint(realism, folder / "models" / "fusion_realism.pt")
     return folder
 
 

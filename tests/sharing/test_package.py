@@ -13,10 +13,11 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from monai.bundle import ConfigParser
-from zips import FOLDER, ROOT, read_zip
+from zips import FOLDER, ROOT, VERSION, read_zip
 
 from trispade.errors import InputError
 from trispade.sharing import package, package_bundle, verify
+from trispade.sharing.package import MANIFEST_KINDS, SOURCE_KINDS
 from trispade.sharing.sbom import LICENSES, bill_of_materials
 
 CONFIGS = ROOT / "bundle" / "configs"
@@ -67,11 +68,12 @@ def test_the_hash_beside_it_is_in_the_form_of_sha256sum(packaged: Path):
 def test_the_whole_package_and_its_data_travel_and_nothing_that_was_compiled(packaged: Path):
     carried = {name.removeprefix(f"{FOLDER}/trispade/"): content for name, content in read_zip(packaged).items()}
     for root, prefix in ((ROOT / "pipeline" / "trispade", ""), (ROOT / "data_manifests", "data_manifests/")):
-        files = [file for file in root.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
-        assert len(files) > 5
+        kinds = SOURCE_KINDS if prefix == "" else MANIFEST_KINDS
+        files = [file for file in root.rglob("*") if file.is_file() and file.suffix in kinds]
+        assert {file.suffix for file in files} == set(kinds)
         for file in files:
             assert carried[prefix + file.relative_to(root).as_posix()] == file.read_bytes()
-    assert not [name for name in carried if name.endswith((".pyc", ".yaml"))]
+    assert not [name for name in carried if name.endswith((".pyc", ".yaml", ".nii.gz"))]
 
 
 def test_the_digest_list_names_every_file(packaged: Path):
@@ -89,7 +91,8 @@ def test_monai_reads_from_the_packaged_json_what_it_reads_from_the_yaml(packaged
 
 def test_licence_terms_card_and_weights_travel(bundle: Path, packaged: Path):
     files = read_zip(packaged)
-    for name in ("LICENSE", "docs/data_license.txt", "models/model.pt", "models/model.json", "configs/logging.conf"):
+    weights = ("models/model.pt", "models/fusion_realism.pt", "models/model.json")
+    for name in ("LICENSE", "docs/data_license.txt", "configs/logging.conf", *weights):
         assert files[f"{FOLDER}/{name}"] == (bundle / name).read_bytes()
     card = files[f"{FOLDER}/docs/README.md"].decode()
     assert "inference.json" in card
@@ -121,8 +124,9 @@ def test_the_bill_of_materials_is_valid_and_names_every_package_with_version_and
     assert {name: parts[name]["version"] for name in needed} == needed
     assert parts["torch"]["purl"] == f"pkg:pypi/torch@{metadata['pytorch_version']}"
     assert all(part["licenses"] for part in parts.values())
-    weights = hashlib.sha256(read_zip(packaged)[f"{FOLDER}/models/model.pt"]).hexdigest()
-    assert parts["models/model.pt"]["hashes"] == [{"alg": "SHA-256", "content": weights}]
+    for name in ("models/model.pt", "models/fusion_realism.pt"):
+        weights = hashlib.sha256(read_zip(packaged)[f"{FOLDER}/{name}"]).hexdigest()
+        assert parts[name]["hashes"] == [{"alg": "SHA-256", "content": weights}]
     assert (bill["metadata"]["component"]["version"], "timestamp" in bill["metadata"]) == (metadata["version"], False)
 
 
@@ -136,7 +140,7 @@ def test_the_number_of_a_bill_of_materials_is_that_of_its_content():
 
 def test_weights_may_be_left_out_when_that_is_said(copy: Path, tmp_path: Path):
     package_bundle(copy, tmp_path / "a.zip", without_weights=True)
-    assert f"{FOLDER}/models/model.pt" not in read_zip(tmp_path / "a.zip")
+    assert not [name for name in read_zip(tmp_path / "a.zip") if "/models/" in name]
     assert verify(tmp_path / "a.zip").findings == []
 
 
@@ -149,6 +153,11 @@ FAULTS = {
         "models/model.pt",
         None,
         r"model\.pt: expected a file of the bundle, got none\. Train the networks, or",
+    ),
+    "no second fusion net": (
+        "models/fusion_realism.pt",
+        None,
+        r"fusion_realism\.pt: expected a file of the bundle, got none\. Train the networks, or",
     ),
     "no record": (
         "models/model.json",
@@ -178,7 +187,7 @@ FAULTS = {
     ),
     "no version": (
         "configs/metadata.json",
-        lambda text: text.replace('"0.1.0"', '"../x"'),
+        lambda text: text.replace(f'"version": "{VERSION}"', '"version": "../x"'),
         r"metadata\.json: expected a version such as 1\.0\.0, got '\.\./x'\. Correct it",
     ),
     "no YAML": (

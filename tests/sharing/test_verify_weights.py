@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -56,6 +57,15 @@ def test_a_plain_state_dict_passes(check_weights, dtype):
     tensor = torch.ones(2, 300, dtype=getattr(torch, dtype))
     assert check_weights(saved({"a.weight": tensor, "b": tensor.T, "empty": tensor[:0]})) == []
     assert check_weights(saved(OrderedDict(a=tensor))) == []
+
+
+def test_a_hash_at_their_end_must_be_that_of_the_weights(check_weights):
+    content = saved({"a": torch.ones(3)})
+    seal, digest = b"\ntrispade sha256 ", hashlib.sha256(content).hexdigest().encode()
+    assert check_weights(content + seal + digest) == []
+    refused = ["models/model.pt: is not laid out as one plain zip: something follows its end record"]
+    for tail in (b"0" * 64, digest + b"\n", digest + seal + digest, b""):
+        assert check_weights(content + seal + tail) == refused
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
@@ -124,6 +134,13 @@ def test_the_large_end_record_that_torch_writes_must_be_the_one_that_is_read(che
     # Python's newer versions refuse it as well, when they open it.
     assert finding.startswith("models/model.pt: ")
     assert "its large end record is not at its end" in finding or "cannot be read as a zip" in finding
+
+
+def test_every_file_of_weights_is_scanned(files, tmp_path, check):
+    attack = {**files, f"{FOLDER}/models/fusion_realism.pt": weights_of(pickle.dumps(Call(), 2))}
+    (finding,) = check(write_zip(tmp_path / "a.zip", attack))
+    called = f"{os.system.__module__}.system"
+    assert finding == f"models/fusion_realism.pt: its pickle would call {called}, which is not on the list"
 
 
 def test_compressed_parts_are_refused(check_weights):

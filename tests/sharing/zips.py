@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-FOLDER = "trispade-0.1.0"
+VERSION = json.loads((ROOT / "bundle" / "configs" / "metadata.json").read_text())["version"]
+FOLDER = f"trispade-{VERSION}"
 
 Files = dict[str, bytes | None]
 

@@ -18,7 +18,7 @@ from trispade.transforms.label_map import SUFFIX
 
 logger = logging.getLogger(__name__)
 
-_LABEL_MAP_ENDINGS = (".nii.gz", ".nii")
+_LABEL_MAP_ENDINGS = (".nii.gz", ".nii", ".nrrd")
 _FREESURFER_NAME = "aparc+aseg.mgz"  # the other MGZ files of a subject's folder are mostly images
 
 
@@ -32,8 +32,8 @@ def list_label_maps(
 
     Args:
         source: one label map; a folder, searched for label maps at any depth (``*_dseg.nii.gz`` if it holds such files,
-            all NIfTI files but synthetic ones otherwise, ``aparc+aseg.mgz`` if there is none); or a manifest. Its
-            files are not looked at: a bad one fails when its turn comes, and the others run.
+            all NIfTI and NRRD files but synthetic ones otherwise, ``aparc+aseg.mgz`` if there is none); or a manifest.
+            Its files are not looked at: a bad one fails when its turn comes, and the others run.
         dataset_dir: what a manifest's paths are relative to; its own folder if None.
         splits: of a manifest; all if None.
         scheme: that the label ids will be read with; a manifest must be of the same.
@@ -85,7 +85,10 @@ def _list_folder(folder: Path) -> list[dict[str, Any]]:
     files = [file for file in files if "_dseg." in file.name] or files or sorted(folder.rglob(_FREESURFER_NAME))
     if not files:
         raise InputError.of(
-            folder, f"a folder with label maps (*.nii.gz, *.nii, {_FREESURFER_NAME})", "none in it", "Check --input."
+            folder,
+            f"a folder with label maps (*.nii.gz, *.nii, *.nrrd, {_FREESURFER_NAME})",
+            "none in it",
+            "Check --input.",
         )
     names = [_case_id(file) for file in files]
     # Files of one name in different folders keep apart by their path.

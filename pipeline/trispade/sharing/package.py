@@ -3,7 +3,7 @@
 trispade-<version>/        LICENSE, README.md (how to run it), SHA256SUMS, sbom.cdx.json
     configs/               the stages and presets, as JSON
     docs/                  model card, terms of the data
-    models/                model.pt, model.json
+    models/                model.pt, fusion_<name>.pt of each other fusion net, model.json
     trispade/              the package's source, which ``python -m monai.bundle`` imports from the folder it runs in
         data_manifests/    label schemes and manifests, as in a wheel
 """
@@ -22,9 +22,10 @@ import yaml
 
 import trispade
 from trispade.errors import InputError
+from trispade.inference.fusion_choice import fusion_file
 from trispade.labels import data_manifests_folder
 from trispade.nifti import replacing
-from trispade.sharing.verify_bundle import DIGESTS, verify
+from trispade.sharing.verify_bundle import DIGESTS, WEIGHTS, verify
 
 MODEL = "models/model.pt"
 RECORD = "models/model.json"
@@ -75,8 +76,9 @@ def package_bundle(bundle: str | Path, output: str | Path, without_weights: bool
     files, record = _bundle_files(bundle) | _source_files(), {}
     if not without_weights:
         remedy = "Train the networks, or say --without-weights."
-        files |= {name: _read(bundle / name, remedy) for name in (MODEL, RECORD)}
         record = _read_json(bundle / RECORD, remedy)
+        fusions = [fusion_file(MODEL, name).as_posix() for name in record.get("fusions", {})]
+        files |= {name: _read(bundle / name, remedy) for name in (MODEL, RECORD, *fusions)}
     files["README.md"] = _readme(metadata, record).encode()
     files["sbom.cdx.json"] = _bill_of_materials(metadata, files)
     files[DIGESTS] = "".join(f"{_sha256(files[name])}  {name}\n" for name in sorted(files)).encode()
@@ -168,7 +170,7 @@ def _bill_of_materials(metadata: Mapping[str, Any], files: Files) -> bytes:
     except ModuleNotFoundError as error:
         remedy = 'Install it: pip install "trispade[sharing]".'
         raise InputError.of("trispade package", "the extra 'sharing'", f"no module {error.name}", remedy) from error
-    weights = {name: _sha256(files[name]) for name in (MODEL,) if name in files}
+    weights = {name: _sha256(files[name]) for name in sorted(files) if WEIGHTS.fullmatch(name)}
     return bill_of_materials(str(metadata["version"]), required_packages(metadata), weights)
 
 

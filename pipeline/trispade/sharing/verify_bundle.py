@@ -35,7 +35,8 @@ DIGESTS = "SHA256SUMS"
 FOLDER = re.compile(r"trispade-[A-Za-z0-9._+-]+")  # no name that Python can import, so that it never hides a package
 CODE = re.compile(r"trispade/.+\.(py|html|css)")  # page templates are programs too
 WEIGHTS = re.compile(r"models/\w+\.pt")
-LOGGING = "configs/logging.conf"
+LOGGING = "configs/logging.conf"  # Python evaluates what it says, so it must be trispade's own
+LOGGING_SHA256 = "cbf3256db7320c55b0dddcdcd22ddb2acaa4c8b5ac38c94bcd176eea484cb74b"
 KNOWN_FILES = re.compile(
     r"LICENSE|README\.md|SHA256SUMS|sbom\.cdx\.json|configs/(.+\.json|logging\.conf)|docs/.+\.(md|txt|png)"
     r"|models/\w+\.(pt|json)|trispade/.+\.(py|typed|html|css)|trispade/data_manifests/.+\.(json|tsv|md)"
@@ -51,15 +52,16 @@ TARGETS = {
     "torch.": "Generator nn.MSELoss optim.Adam optim.lr_scheduler.LambdaLR utils.data.DataLoader",
     "trispade.data.": """EvaluationStore LabelPatchDataset PatchDataset SliceDataset StreamBatchSampler VolumeDataset
         generators_of open_cases open_painted_cases prepare_cases segmentation.SegmentationPatchDataset
-        segmentation.SegmentationVolumeDataset""",
-    "trispade.engines.": """AutocastInferer BrainPSNR CaseDataset CaseEvaluator ClipGradients KeepBest Progress
-        RecalibrateBeforeUse ReportValidation SpadeTrainer StopAfter TensorBoardTraining TrainingState
-        constant_then_linear describe_training first_of_batch label_map_and_t1w planes_and_t1w style.WithDrawnStyles
+        segmentation.SegmentationVolumeDataset slice_augmentation""",
+    "trispade.engines.": """AutocastInferer AverageWeights BrainPSNR CaseDataset CaseEvaluator ClipGradients KeepBest
+        Progress RecalibrateBeforeUse ReportValidation SpadeTrainer StopAfter StopAtBadNumbers StopOnSignal
+        TensorBoardTraining TrainingState WatchDiscriminator constant_then_linear describe_training first_of_batch
+        fusion_architecture label_map_and_t1w planes_and_t1w start_from style.WithDrawnStyles
         style.generator_architecture style.make_style_encoder style.trainable_parameters""",
     "trispade.inference.": """DirectInferer PlaneInferer PlaneSynthesis TriplanarInferer describe_model
         downstream_arms.open_arm export_direct export_model leave_finished_out list_label_maps list_pairs load_model
-        open_direct volume_synthesis.VolumeSynthesis""",
-    "trispade.losses.": """DiscriminatorHingeLoss FeatureMatchingLoss GeneratorHingeLoss StyleDivergence
+        open_direct open_realism volume_synthesis.VolumeSynthesis""",
+    "trispade.losses.": """DiscriminatorHingeLoss FeatureMatchingLoss GeneratorHingeLoss StyleDivergence TextureLoss
         perceptual_loss""",
     "trispade.networks.": "DirectUNet FusionNet SpadeDiscriminator SpadeGenerator TriplanarSynthesizer",
     "trispade.report.": "Evaluation StoreMethods downstream.DownstreamEvaluation what_made_them",
@@ -68,36 +70,36 @@ TARGETS = {
     "trispade.": "labels.load_scheme manifests.read_manifest",
 }
 KNOWN_TARGETS = {prefix + name for prefix, names in TARGETS.items() for name in names.split()}
-CALLS = """$show_input_errors_as_one_line() $monai.utils.set_determinism(seed=@seed) $len(@train#dataset)
-    $@scheme.vocabulary $@scheme.vocabulary.num_classes $@vocabulary.merges_sides $@vocabulary.num_classes
-    $@manifest.name $@manifest.label_scheme $@manifest.label_scheme.vocabulary
-    $@cases.cases $@cases.model $@cases.num_cases $@cases.sources $@cases.test $@cases.test_keys
-    $@direct_net.to(@device) $@discriminator.to(@device) $@fusion_net.to(@device) $@generator.to(@device)
-    $@segmentation.to(@device) $@discriminator_network.parameters() $@network.parameters()
-    $@store.unfinished(@datalist) $@prepare() $@export() $@evaluation.run() $@evaluator.run() $@synthesis.run()
-    $@test#evaluation.run() $@train#trainer.run()"""
-KNOWN_EXPRESSIONS = {
-    *CALLS.split(),
-    *("$import torch", "$import monai", "$from trispade.errors import show_input_errors_as_one_line"),
-    "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-    *("$@train#handlers + [@training_state]", "$@train#handlers + [@tensorboard, @training_state]"),
-}
-JOINED_TEXT = re.compile(r"\$(@[A-Za-z]\w*|'[\w/. -]*')( \+ (@[A-Za-z]\w*|'[\w/. -]*'))+", re.ASCII)
-MODES = ("default", "callable")
-LOGGING_LINE = re.compile(
-    r"|\[(?!DEFAULT)\w+\]|(keys|level|handlers|formatter|qualname|propagate|format|datefmt)=[\w%(),.: -]*"
-    r"|class=StreamHandler|args=\(sys\.std(err|out),\)",
-    re.ASCII,
+
+# What `$` may say: these forms. They name parts of the config, and call nothing but what the targets above have made.
+PART = r"@[A-Za-z]\w*(#\w+)*"
+JOINED = rf"({PART}|'[\w/. -]*'|\[{PART}(, {PART})*\])"
+READ = """average cases label_scheme merges_sides model name network num_cases num_classes sources test test_keys
+    vocabulary"""  # attributes: none is a function or a module of Python
+EXPRESSIONS = (
+    r"import (torch|monai)",
+    r"from trispade\.errors import (exit_on_sigterm|show_input_errors_as_one_line)",
+    r"(exit_on_sigterm|show_input_errors_as_one_line)\(\)",
+    r"monai\.utils\.set_determinism\(seed=@seed\)",
+    r"torch\.device\('cuda' if torch\.cuda\.is_available\(\) else 'cpu'\)",
+    rf"{JOINED}( \+ {JOINED})+",  # paths and lists
+    rf"{PART}(\.({'|'.join(READ.split())}))+",
+    rf"{PART}(\.(run|parameters))?\(\)",
+    rf"{PART}\.to\(@device(, memory_format=torch\.channels_last_3d)?\)",
+    rf"(len|@store\.unfinished)\({PART}\)",
 )
+KNOWN_EXPRESSION = re.compile(rf"\$({'|'.join(EXPRESSIONS)})", re.ASCII)
+MODES = ("default", "callable")
 
 # What weights may name: what a plain state dict of tensors needs. Any other global could be code.
 STORAGES = "Float Half BFloat16 Double Long Int Short Char Byte Bool"
 KNOWN_GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
 KNOWN_GLOBALS |= {f"torch {kind}Storage" for kind in STORAGES.split()}
-OPCODES = """PROTO STOP MARK GLOBAL REDUCE BINPERSID BINPUT LONG_BINPUT BINGET LONG_BINGET EMPTY_DICT EMPTY_LIST
-    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 SETITEM SETITEMS APPEND APPENDS NONE NEWTRUE NEWFALSE BININT BININT1 BININT2
-    LONG1 BINFLOAT BINUNICODE"""
-KNOWN_OPCODES = set(OPCODES.split())
+SEAL = b"\ntrispade sha256 "  # what trispade writes behind weights, and then their hash
+KNOWN_OPCODE = re.compile(
+    "PROTO|STOP|MARK|GLOBAL|REDUCE|BINPERSID|(LONG_)?BIN(PUT|GET)|EMPTY_(DICT|LIST|TUPLE)|TUPLE[123]?|SETITEMS?|APPENDS?"
+    "|NONE|NEW(TRUE|FALSE)|BININT[12]?|LONG1|BINFLOAT|BINUNICODE"
+)
 WEIGHTS_PART = re.compile(
     r"\w+/(data\.pkl|data/\d+|version|byteorder|\.(format_version|storage_alignment|data/serialization_id))"
 )
@@ -106,7 +108,7 @@ Contents = dict[str, bytes]
 
 
 class Report:
-    """What was found: one line a finding, and what the bundle holds, for whoever reads it."""
+    """What was found: one line a finding, and in `lines` what the bundle holds, for whoever reads it."""
 
     def __init__(self) -> None:
         self.findings: list[str] = []
@@ -122,10 +124,6 @@ class Report:
         if self.findings:
             verdict = f"{len(self.findings)} findings: do not unpack it, and ask the sender"
         return "\n".join([*self.lines, "", *(f"REFUSED {each}" for each in self.findings), verdict])
-
-    def show(self, *lines: str) -> None:
-        """Add lines to what is printed."""
-        self.lines += lines
 
 
 def verify(file: str | Path, sha256: str | None = None) -> Report:
@@ -169,12 +167,11 @@ def _read(path: Path, report: Report) -> bytes | None:
 
 def _check_hash(path: Path, data: bytes, wanted: str | None, report: Report) -> None:
     found, origin = hashlib.sha256(data).hexdigest(), "--sha256"
-    report.show(f"{_shown(path.name)}: {len(data)} bytes", f"SHA-256 {found}")
+    report.lines += [f"{_shown(path.name)}: {len(data)} bytes", f"SHA-256 {found}"]
     if wanted is None:
-        beside = path.with_name(path.name + ".sha256")
-        origin = beside.name
+        origin = f"{path.name}.sha256"
         try:
-            wanted, name = beside.read_text(encoding="ascii").split()
+            wanted, name = path.with_name(origin).read_text(encoding="ascii").split()
         except (OSError, ValueError):
             report.refuse(path.name, f"no SHA-256 to compare with: give --sha256, or put {origin} beside it")
             return
@@ -313,10 +310,9 @@ def _check_digests(bundle: Contents, report: Report) -> None:
         digest, _, name = line.partition("  ")
         listed[name] = digest
     for name in sorted((listed.keys() | bundle.keys()) - {DIGESTS}):
-        if listed.get(name) != (hashlib.sha256(bundle[name]).hexdigest() if name in bundle else None):
-            report.refuse(
-                name, f"was changed, added or taken away: {DIGESTS} has {_shown(listed.get(name, 'no line'))}"
-            )
+        told = listed.get(name)
+        if told != (hashlib.sha256(bundle[name]).hexdigest() if name in bundle else None):
+            report.refuse(name, f"was changed, added or taken away: {DIGESTS} has {_shown(told or 'no line')}")
 
 
 def _check_configs(bundle: Contents, report: Report) -> None:
@@ -326,10 +322,10 @@ def _check_configs(bundle: Contents, report: Report) -> None:
     for name in sorted(bundle):
         if name.lower().endswith(".json"):
             _check_json(name, bundle[name], targets, expressions, report)
-    report.show(f"configs call {len(targets)} targets:", *(f"  {_shown(each)}" for each in sorted(targets)))
-    report.show(f"and evaluate {len(expressions)} expressions:", *(f"  {_shown(each)}" for each in sorted(expressions)))
-    if LOGGING in bundle:
-        _check_logging(bundle[LOGGING], report)
+    report.lines += [f"configs call {len(targets)} targets:", *_shown_list(targets)]
+    report.lines += [f"and evaluate {len(expressions)} expressions:", *_shown_list(expressions)]
+    if LOGGING in bundle and hashlib.sha256(bundle[LOGGING]).hexdigest() != LOGGING_SHA256:
+        report.refuse(LOGGING, "other settings than trispade's own, and Python evaluates what such a file says")
 
 
 def _check_json(name: str, content: bytes, targets: set[str], expressions: set[str], report: Report) -> None:
@@ -349,7 +345,7 @@ def _check_json(name: str, content: bytes, targets: set[str], expressions: set[s
             report.refuse(name, f"{_shown(key)}: {_shown(str(value))} at {_shown(place)} is not on the list")
         if isinstance(value, str) and value.startswith("$"):
             expressions.add(value)
-            if value not in KNOWN_EXPRESSIONS and not JOINED_TEXT.fullmatch(value):
+            if not KNOWN_EXPRESSION.fullmatch(value):
                 report.refuse(name, f"expression {_shown(value)} at {_shown(place)} is not on the list")
         if isinstance(value, str) and value.startswith("%"):
             report.refuse(name, f"macro {_shown(value)} at {_shown(place)} would read in another file")
@@ -374,19 +370,14 @@ def _items(config: Any) -> Iterator[tuple[str, str, Any]]:
             waiting += [(f"{place}#{i}".lstrip("#"), "", each) for i, each in enumerate(value)]
 
 
-def _check_logging(content: bytes, report: Report) -> None:
-    """Check the logging settings, for Python evaluates the class and the arguments of their handlers."""
-    for line in content.decode("ascii", "replace").split("\n"):
-        if not LOGGING_LINE.fullmatch(line):
-            report.refuse(LOGGING, f"line {_shown(line)} is not on the list")
-
-
 def _check_weights(name: str, content: bytes, report: Report) -> None:
     """Scan what ``torch.load`` would unpickle; nothing is loaded."""
     if not content.startswith(ENTRY):
         report.refuse(name, "weights of the old format, a bare pickle")
         return
-    parts = _open_archive(name, content, report, weights=True)
+    before, seal, digest = content.rpartition(SEAL)
+    sealed = seal and digest.decode("ascii", "replace") == hashlib.sha256(before).hexdigest()
+    parts = _open_archive(name, before if sealed else content, report, weights=True)
     if parts is None:
         return
     for part in sorted(parts):
@@ -397,7 +388,7 @@ def _check_weights(name: str, content: bytes, report: Report) -> None:
         report.refuse(name, f"expected one data.pkl in one folder, got {len(pickles)}")
         return
     named = _scan_pickle(name, parts[pickles[0]], report)
-    report.show(f"{name}: {len(content)} bytes; its pickle names", *(f"  {_shown(each)}" for each in sorted(named)))
+    report.lines += [f"{name}: {len(content)} bytes; its pickle names", *_shown_list(named)]
 
 
 def _scan_pickle(name: str, content: bytes, report: Report) -> set[str]:
@@ -407,7 +398,7 @@ def _scan_pickle(name: str, content: bytes, report: Report) -> set[str]:
             end = position or 0
             if opcode.name == "GLOBAL":
                 named.add(str(argument))
-            elif opcode.name not in KNOWN_OPCODES:
+            elif not KNOWN_OPCODE.fullmatch(opcode.name):
                 odd.add(opcode.name)
     except Exception as error:  # hostile bytes may bring pickletools to raise anything
         report.refuse(name, f"its pickle cannot be read ({type(error).__name__})")
@@ -422,17 +413,19 @@ def _scan_pickle(name: str, content: bytes, report: Report) -> set[str]:
 
 def _list_code(bundle: Contents, report: Report) -> None:
     code = {name: content for name, content in sorted(bundle.items()) if CODE.fullmatch(name)}
-    report.show(
-        f"Code that will run, Python and page templates: {len(code)} files, {sum(map(len, code.values()))} bytes"
-    )
-    for name, content in code.items():
-        report.show(f"  {hashlib.sha256(content).hexdigest()} {len(content):7d}  {name}")
+    size = sum(map(len, code.values()))
+    report.lines.append(f"Code that will run, Python and page templates: {len(code)} files, {size} bytes")
+    report.lines += [f"  {hashlib.sha256(code[name]).hexdigest()} {len(code[name]):7d}  {name}" for name in code]
 
 
 def _shown(text: str) -> str:
     """Text of unknown origin for a terminal: ASCII, no control characters, not too long."""
     plain = text.encode("unicode_escape").decode("ascii")
     return plain if len(plain) <= 200 else f"{plain[:200]}..."
+
+
+def _shown_list(names: set[str]) -> list[str]:
+    return [f"  {_shown(each)}" for each in sorted(names)]
 
 
 def main(arguments: list[str] | None = None) -> int:
