@@ -244,3 +244,7 @@ def test_a_missing_extra_is_named(bundle: Path, tmp_path: Path, monkeypatch: pyt
 def test_required_packages_are_named_as_the_package_index_does():
     metadata = {"monai_version": "1", "pytorch_version": "2", "required_packages_version": {"fire": "3"}}
     assert package.required_packages(metadata) == {"torch": "2", "monai": "1", "fire": "3"}
+
+
+def test_the_documentation_names_the_folder_that_the_zip_unpacks_to():
+    assert f"-e {FOLDER}.zip . && cd {FOLDER}" in (ROOT / "docs" / "sharing.md").read_text()
