@@ -42,7 +42,6 @@ _FORMATS = {".mgz": "MGZ", ".nrrd": "NRRD"}
 """By the suffix; NIfTI is every other."""
 
 Shape = tuple[int, int, int]
-Image = nib.Nifti1Pair | nib.MGHImage | NrrdImage
 
 
 def header_of(path: str | Path) -> tuple[Shape, np.ndarray]:
@@ -195,7 +194,7 @@ def name_without_suffix(path: str | Path) -> str:
     return name.removesuffix(".gz").removesuffix(".nii").removesuffix(".mgz")
 
 
-def _open(path: Path) -> Image:
+def _open(path: Path) -> nib.spatialimages.SpatialImage:
     if not path.exists():
         raise InputError.of(path, _a_file(path), "no file of this name", "Check the path.")
     if path.is_dir():
@@ -206,7 +205,7 @@ def _open(path: Path) -> Image:
         raise
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from error
-    if not isinstance(image, Image):
+    if not isinstance(image, nib.Nifti1Pair | nib.MGHImage | NrrdImage):
         raise InputError.of(
             path,
             "a NIfTI, MGZ or NRRD file",

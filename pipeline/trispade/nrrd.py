@@ -30,7 +30,7 @@ class _Voxels:
         self.path = path
         self.shape = shape
 
-    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         import itk  # here, since it takes seconds
 
         # In double precision, since itk's Python has no images of some types, such as int64.
