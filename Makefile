@@ -11,7 +11,7 @@ SETUP  := setup.cfg setup.py pyproject.toml constraints.txt
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: $(VENV)/.installed  ## see the method at work in about five minutes; ends with a T1w volume and its picture
+demo: $(VENV)/.installed  ## three T1w volumes without data of your own, in a few minutes; ends with a picture and a page of them
 	$(BIN)/trispade demo --output-dir demo
 
 test: lint types unit  ## everything that .ci/run checks: lint, types, tests

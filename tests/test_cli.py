@@ -309,6 +309,26 @@ def test_malc_and_hcp_trees_without_scans_are_refused(tmp_path: Path):
         invoke("manifest", "hcp", tmp_path, "-o", tmp_path / "m.json", "--whole-head")
 
 
+def test_the_demonstration_tells_where_everything_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from trispade.report import demo
+
+    made = demo.DemoFiles((Path("a_dseg.nii.gz"),), (Path("a_T1w.nii.gz"),), Path("demo.png"), Path("demo.html"))
+    monkeypatch.setattr(demo, "run_demo", lambda bundle, folder, fusion: made)
+    output = invoke("demo", "-o", tmp_path).stdout
+    assert "T1w volume: a_T1w.nii.gz, from a_dseg.nii.gz\n" in output
+    assert output.endswith("picture:    demo.png\npage:       demo.html\n")
+
+
+def test_the_demonstration_from_scratch_is_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from trispade.report import demo_from_scratch
+
+    monkeypatch.setattr(
+        demo_from_scratch, "run_demo_from_scratch", lambda bundle, folder: (folder / "a.nii.gz", folder / "demo.png")
+    )
+    output = invoke("demo", "--from-scratch", "-o", tmp_path).stdout
+    assert output == f"T1w volume: {tmp_path / 'a.nii.gz'}\npicture:    {tmp_path / 'demo.png'}\n"
+
+
 @pytest.mark.slow
 def test_without_weights_the_installed_command_ends_with_one_clear_line(phantoms: Path, tmp_path: Path):
     command = ["synthesize", phantoms, "-o", tmp_path / "out", "--preset", "smoke", "--model", tmp_path / "model.pt"]

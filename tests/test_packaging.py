@@ -79,7 +79,15 @@ def test_the_wheel_carries_every_module_and_nothing_else(wheel: Path):
     modules = files_below(CHECKOUT / "pipeline" / "trispade", "*.py")
     templates = files_below(CHECKOUT / "pipeline" / "trispade", "report/templates/*")
     assert templates
-    assert {name for name in carried if not name.startswith("data_manifests/")} == {*modules, *templates, "py.typed"}
+    anatomies = {
+        f"anatomies/{name}": content
+        for pattern in ("*.nii.gz", "*.json", "*.md")
+        for name, content in files_below(CHECKOUT / "pipeline" / "trispade" / "anatomies", pattern).items()
+    }
+    assert len(anatomies) == 5
+    expected = {*modules, *templates, *anatomies, "py.typed"}
+    assert {name for name in carried if not name.startswith("data_manifests/")} == expected
+    assert all(carried[name] == content for name, content in anatomies.items())
     with zipfile.ZipFile(wheel) as archive:
         assert {name.split("/")[0] for name in archive.namelist()} == {"trispade", DIST_INFO}
 

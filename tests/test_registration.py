@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 from trispade.errors import InputError
 from trispade.phantoms import make_phantom
 from trispade.phantoms.phantom import phantom_affine
-from trispade.registration import register_rigidly, resample_to
+from trispade.registration import register_affinely, register_rigidly, resample_to
 
 RAS = np.diag([4.0, 4.0, 4.0, 1.0])
 
@@ -44,6 +44,17 @@ def test_a_known_motion_is_found_to_less_than_a_quarter_voxel(moving_grid, fixed
     assert largest_error_mm(found, np.linalg.inv(moved)) < 1.0
     np.testing.assert_allclose(found[:3, :3] @ found[:3, :3].T, np.eye(3), atol=1e-9)
     assert np.linalg.det(found) == pytest.approx(1)
+
+
+def test_scaling_and_shear_are_found_from_a_rigid_start():
+    phantom = make_phantom(3, (36, 42, 36), 5.0)
+    changed = motion(6, (1, 2, 3), (5, -4, 6)) @ np.diag([1.06, 0.95, 1.03, 1.0])
+    changed[0, 1] += 0.04
+    scans = phantom.t1w, changed @ phantom.affine, phantom.t1w, phantom.affine
+    rigid = register_rigidly(*scans, (10.0, 5.0))
+    found = register_affinely(*scans, rigid, (10.0, 5.0))
+    assert largest_error_mm(rigid, np.linalg.inv(changed)) > 3.0
+    assert largest_error_mm(found, np.linalg.inv(changed)) < 1.0
 
 
 def test_a_scan_is_not_moved_onto_itself_whatever_its_gain_and_offset_in_the_brain():

@@ -1,6 +1,6 @@
-"""Rigid registration of two scans, and resampling of one onto the other's grid.
+"""Rigid and affine registration of two scans, and resampling of one onto the other's grid.
 
-Grids may differ in spacing, orientation and obliquity: what is estimated is a motion in world coordinates, RAS+ mm.
+Grids may differ in spacing, orientation and obliquity: what is estimated is a transform of world coordinates, RAS+ mm.
 """
 
 from __future__ import annotations
@@ -54,10 +54,7 @@ def register_rigidly(
     Raises:
         InputError: if a volume is empty, constant or not finite.
     """
-    moving_scan, fixed_scan = (
-        _Scan(np.asarray(volume, np.float32), np.asarray(affine, np.float64)).checked(name).cut_to_signal()
-        for volume, affine, name in zip((moving, fixed), (moving_affine, fixed_affine), names, strict=True)
-    )
+    moving_scan, fixed_scan = _scans((moving, fixed), (moving_affine, fixed_affine), names)
     moving_centre, fixed_centre = moving_scan.centre_of_brightness(), fixed_scan.centre_of_brightness()
     with warnings.catch_warnings():
         # itk's modules, loaded on first use, warn of SWIG's types; as errors these warnings crash the interpreter.
@@ -70,10 +67,49 @@ def register_rigidly(
             transform.SetTranslation(_lps(moving_centre - fixed_centre))
             for size_mm in resolutions_mm:
                 _climb(itk, transform, moving_scan.at_resolution(size_mm), fixed_scan.at_resolution(size_mm))
-            fixed_to_moving = np.eye(4)
-            fixed_to_moving[:3, :3] = itk.array_from_matrix(transform.GetMatrix())
-            fixed_to_moving[:3, 3] = list(transform.GetOffset())
-    return RAS_TO_LPS @ np.linalg.inv(fixed_to_moving) @ RAS_TO_LPS
+            return _moving_to_fixed(itk, transform)
+
+
+def register_affinely(
+    moving: np.ndarray,
+    moving_affine: np.ndarray,
+    fixed: np.ndarray,
+    fixed_affine: np.ndarray,
+    start: np.ndarray,
+    resolutions_mm: Sequence[float] = RESOLUTIONS_MM[1:],
+    names: tuple[str, str] = ("moving scan", "fixed scan"),
+) -> np.ndarray:
+    """Find the affine transform that brings one scan onto another: a motion with scaling and shear, climbed likewise.
+
+    Args:
+        moving: (X, Y, Z) intensities, any unit; the background is the darkest value.
+        moving_affine: (4, 4), voxel -> RAS+ mm.
+        fixed: (X, Y, Z) intensities of the other scan, any grid.
+        fixed_affine: (4, 4), voxel -> RAS+ mm.
+        start: (4, 4) from `register_rigidly`.
+        resolutions_mm: see `register_rigidly`.
+        names: what errors call the two.
+
+    Returns:
+        (4, 4) float64, RAS+ mm of the moving scan -> RAS+ mm of the fixed scan.
+
+    Raises:
+        InputError: if a volume is empty, constant or not finite.
+    """
+    moving_scan, fixed_scan = _scans((moving, fixed), (moving_affine, fixed_affine), names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        import itk
+
+        with one_itk_thread(itk):
+            transform = itk.AffineTransform[itk.D, 3].New()
+            transform.SetCenter(_lps(fixed_scan.centre_of_brightness()))
+            fixed_to_moving = np.linalg.inv(RAS_TO_LPS @ start @ RAS_TO_LPS)
+            transform.SetMatrix(itk.matrix_from_array(np.ascontiguousarray(fixed_to_moving[:3, :3])))
+            transform.SetOffset(fixed_to_moving[:3, 3].tolist())
+            for size_mm in resolutions_mm:
+                _climb(itk, transform, moving_scan.at_resolution(size_mm), fixed_scan.at_resolution(size_mm))
+            return _moving_to_fixed(itk, transform)
 
 
 def resample_to(
@@ -167,6 +203,16 @@ class _Scan:
         return affine
 
 
+def _scans(
+    volumes: tuple[np.ndarray, np.ndarray], affines: tuple[np.ndarray, np.ndarray], names: tuple[str, str]
+) -> tuple[_Scan, _Scan]:
+    moving, fixed = (
+        _Scan(np.asarray(volume, np.float32), np.asarray(affine, np.float64)).checked(name).cut_to_signal()
+        for volume, affine, name in zip(volumes, affines, names, strict=True)
+    )
+    return moving, fixed
+
+
 def _climb(itk: Any, transform: Any, moving: _Scan, fixed: _Scan) -> None:
     """Improve a transform, in place, until the squared correlation grows no more."""
     moving_image, fixed_image = moving.to_itk(itk), fixed.to_itk(itk)
@@ -179,7 +225,8 @@ def _climb(itk: Any, transform: Any, moving: _Scan, fixed: _Scan) -> None:
     # Else the slope is that of a smoothed image, which differs in direction and size from that of the value.
     metric.SetUseMovingImageGradientFilter(False)
     metric.Initialize()
-    scale = np.array([1 / RADIUS_MM] * 3 + [1.0] * 3)
+    # Angles or the entries of a matrix, then a shift.
+    scale = np.array([1 / RADIUS_MM] * (transform.GetNumberOfParameters() - 3) + [1.0] * 3)
     derivative = itk.Array[itk.D](scale.size)
 
     def value_and_slope(scaled: np.ndarray) -> tuple[float, np.ndarray]:
@@ -192,6 +239,14 @@ def _climb(itk: Any, transform: Any, moving: _Scan, fixed: _Scan) -> None:
     limits = {"maxiter": NUM_ITERATIONS, "ftol": SMALLEST_GAIN, "gtol": SMALLEST_SLOPE}
     found = optimize.minimize(value_and_slope, start, jac=True, method="L-BFGS-B", options=limits)
     transform.SetParameters(_itk_parameters(itk, found.x * scale))
+
+
+def _moving_to_fixed(itk: Any, transform: Any) -> np.ndarray:
+    """(4, 4), RAS+ mm, of a transform that itk keeps from fixed to moving points, in LPS."""
+    fixed_to_moving = np.eye(4)
+    fixed_to_moving[:3, :3] = itk.array_from_matrix(transform.GetMatrix())
+    fixed_to_moving[:3, 3] = list(transform.GetOffset())
+    return RAS_TO_LPS @ np.linalg.inv(fixed_to_moving) @ RAS_TO_LPS
 
 
 def _itk_parameters(itk: Any, values: np.ndarray) -> Any:

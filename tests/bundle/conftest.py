@@ -87,6 +87,13 @@ def keeping_log_handlers() -> Iterator[None]:
         logging.root.handlers[:] = handlers
 
 
+@pytest.fixture
+def log_handlers_kept() -> Iterator[None]:
+    """For tests that run stages by themselves."""
+    with keeping_log_handlers():
+        yield
+
+
 def copy_bundle(folder: Path) -> Path:
     """Copy the bundle without its weights, as a user would who trains his own."""
     ignore = shutil.ignore_patterns("model*")

@@ -132,3 +132,9 @@ def test_a_folder_that_cannot_be_written_is_named(volume, tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(InputError, match=r"f\.png: expected a folder that can be written to"):
         save_triplanar_figure({"a": volume}, tmp_path / "taken" / "f.png")
+
+
+def test_what_is_shown_can_be_chosen(volume, panels, tmp_path):
+    box = (slice(2, 22), slice(0, 40), slice(10, 40))
+    save_triplanar_figure({"real": volume}, tmp_path / "f.png", middle=(15, 20, 25), box=box)
+    assert [panels[row, 0].shape for row in range(3)] == [(40, 20), (30, 20), (30, 40)]

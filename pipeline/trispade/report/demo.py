@@ -1,84 +1,115 @@
-"""The demonstration: the whole method on phantoms, in minutes, without a scan of anybody."""
+"""The demonstration: the trained weights paint the embedded anatomies, and a page shows what came out."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-import torch
 
+from trispade.anatomies import LABEL_SCHEME, EmbeddedAnatomy, embedded_anatomies
 from trispade.bundle_run import run_stage
-from trispade.geometry import PLANES
+from trispade.errors import InputError
+from trispade.inference.fusion_choice import FIDELITY, fusion_file
 from trispade.labels import load_scheme
-from trispade.manifests import read_manifest
-from trispade.phantoms import write_phantom_dataset
-from trispade.report.figure import save_triplanar_figure
+from trispade.nifti import replacing
+from trispade.report.demo_page import DemoPage, PaintedAnatomy, save_overview, write_demo_page
+from trispade.report.provenance import command_line, hashed, now, versions
 from trispade.transforms import output_files
 
-NUM_PEOPLE = 8
-SPADE_EPOCHS = 10
-FUSION_EPOCHS = 8
+PRESET = "compact"
 
 
-def run_demo(bundle: Path, folder: str | Path) -> tuple[Path, Path]:
-    """Train the ``smoke`` preset on phantoms, synthesize a T1w volume for one whose scan no network has seen, show it.
+class DemoFiles(NamedTuple):
+    """What a demonstration leaves: label maps, the T1w volumes painted from them, a picture and a page of both."""
 
-    After a stop, the same call goes on.
+    label_maps: tuple[Path, ...]
+    volumes: tuple[Path, ...]
+    picture: Path
+    page: Path
+
+
+def run_demo(
+    bundle: Path,
+    folder: str | Path,
+    fusion: str = FIDELITY,
+    preset: str = PRESET,
+    spacing_mm: float | None = None,
+    model_file: str | Path | None = None,
+) -> DemoFiles:
+    """Synthesize a T1w volume for each embedded anatomy, and show them.
+
+    After a stop, the same call goes on: finished volumes are left alone.
 
     Args:
         bundle: the bundle's root.
-        folder: where phantoms, checkpoints, the volume and the picture go.
+        folder: where label maps, volumes, picture and page go.
+        fusion: which of the model's fusion nets; ``realism`` is grainier, with a faint weave in the white matter.
+        preset: that the weights are of.
+        spacing_mm: edge of a working voxel that they are for; the preset's if None.
+        model_file: the weights; the bundle's ``models/model.pt`` if None.
 
-    Returns:
-        The synthetic volume's path and the picture's.
+    Raises:
+        InputError: if there are no weights, they are of another preset or lack the fusion net, or the folder cannot be
+            written.
     """
     folder = Path(folder)
-    manifest_file = folder / "phantoms" / "phantoms.json"
-    if not manifest_file.exists():
-        write_phantom_dataset(folder / "phantoms", NUM_PEOPLE)
-    model = folder / "model.pt"
-    if not model.with_suffix(".json").exists():
-        _train(bundle, folder, manifest_file, model)
-    (case,) = read_manifest(manifest_file, folder / "phantoms").select(["test"])[:1]
-    run_stage(
-        bundle, "inference", "smoke", input=case.label, output_dir=folder, model_file=model, label_scheme="freesurfer"
+    model_file = bundle / "models" / "model.pt" if model_file is None else Path(model_file)
+    if not model_file.is_file():
+        raise InputError.of(
+            model_file,
+            "trained weights",
+            "no file of this name",
+            "Copy model.pt and model.json of a trained bundle there, or train your own (trispade train); "
+            "`trispade demo --from-scratch` shows the method on phantoms, without any.",
+        )
+    anatomies = embedded_anatomies()
+    label_maps, volumes = [], []
+    for number, anatomy in enumerate(anatomies, start=1):
+        print(f"volume {number} of {len(anatomies)}: {anatomy.name}, {anatomy.description}", flush=True)
+        label_maps.append(_copy(anatomy, folder))
+        run_stage(
+            bundle,
+            "inference",
+            preset,
+            input=label_maps[-1],
+            output_dir=folder,
+            label_scheme=LABEL_SCHEME,
+            model_file=model_file,
+            fusion=fusion,
+            spacing_mm=spacing_mm,
+        )
+        volumes.append(output_files(folder, anatomy.name)[0])
+    painted = [_painted(*each) for each in zip(anatomies, label_maps, volumes, strict=True)]
+    weights = [model_file] if fusion == FIDELITY else [model_file, fusion_file(model_file, fusion)]
+    page = DemoPage(
+        date=now(),
+        command=command_line(),
+        painted=painted,
+        fusion=fusion,
+        weights=[hashed(each.name, each) for each in weights],
+        label_maps=[hashed(each.name, each) for each in label_maps],
+        versions=versions(),
     )
-    volume, _ = output_files(folder, case.case_id)
-    return volume, _show(case.label, volume, case.image, folder / "demo.png")
+    return DemoFiles(
+        tuple(label_maps),
+        tuple(volumes),
+        save_overview(painted, folder / "demo.png"),
+        write_demo_page(page, folder / "demo.html"),
+    )
 
 
-def _train(bundle: Path, folder: Path, manifest_file: Path, model: Path) -> None:
-    print(f"No trained weights are shipped yet: training the smoke preset (4 mm) on {NUM_PEOPLE} phantoms first.")
-    data: dict[str, Any] = {
-        "dataset_dir": manifest_file.parent,
-        "manifest_file": manifest_file,
-        "work_dir": folder / "work",
-    }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # networks as small as these lose time to more
-    try:
-        run_stage(bundle, "prepare", "smoke", **data)
-        for plane in PLANES:
-            epochs: dict[str, Any] = {"max_epochs": SPADE_EPOCHS, "val_interval": SPADE_EPOCHS}
-            run_stage(bundle, "train_spade", "smoke", plane=plane, **epochs, **data)
-        run_stage(bundle, "synthesize_planes", "smoke", **data)
-        epochs = {"max_epochs": FUSION_EPOCHS, "val_interval": 4}
-        run_stage(bundle, "train_fusion", "smoke", model_file=model, **epochs, **data)
-    finally:
-        torch.set_num_threads(threads)
+def _copy(anatomy: EmbeddedAnatomy, folder: Path) -> Path:
+    """Bring an anatomy's label map to where its volume will be, unless it is there."""
+    target, content = folder / anatomy.file, anatomy.path.read_bytes()
+    if not target.is_file() or target.read_bytes() != content:
+        with replacing(target) as temporary:
+            temporary.write_bytes(content)
+    return target
 
 
-def _show(label: Path, synthetic: Path, real: Path | None, picture: Path) -> Path:
-    columns = {
-        "label map": load_scheme("freesurfer").to_indices(_voxels(label), str(label)),
-        "synthetic T1w": _voxels(synthetic),
-    }
-    if real is not None:
-        columns["the phantom's own T1w"] = _voxels(real)
-    return save_triplanar_figure(columns, picture)
-
-
-def _voxels(path: Path) -> np.ndarray:
-    return np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj)
+def _painted(anatomy: EmbeddedAnatomy, label_file: Path, volume: Path) -> PaintedAnatomy:
+    label_ids, t1w = (np.asarray(nib.as_closest_canonical(nib.load(file)).dataobj) for file in (label_file, volume))
+    label_map = load_scheme(LABEL_SCHEME).to_indices(label_ids, str(label_file))
+    return PaintedAnatomy(anatomy, label_map, t1w.astype(np.float32))

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import json
-import platform
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trispade import __version__
 from trispade.data import EvaluationCase
 from trispade.geometry import PLANES
 from trispade.manifests import SPLITS, Manifest
 from trispade.metrics import spectrum_curve
 from trispade.report.figure import save_triplanar_figure
 from trispade.report.memorisation import CopyCheck, memorisation_verdict
-from trispade.report.page import HashedFile, Provenance, ReportContent, ReportFigure
+from trispade.report.page import Provenance, ReportContent, ReportFigure
 from trispade.report.page_figures import (
     ShownCase,
     best_plane_of,
@@ -34,13 +27,13 @@ from trispade.report.page_figures import (
     structure_intensities,
     structures_figure,
 )
+from trispade.report.provenance import command_line, hashed, now, versions
 from trispade.report.results_table import FUSED, Table, Value, comparison_table, name_of, number, results_table
 from trispade.report.verdict import verdict_of
 
 if TYPE_CHECKING:
     from trispade.report.evaluation import Results
 
-PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk")
 SHOWN_METHODS = ("label_mean", "direct", *PLANES, "mean_of_planes", FUSED, "realism")
 FITS = ("gain_offset", "none")
 
@@ -60,7 +53,7 @@ def evaluation_page(
     found = {"volumes": len(copies), "copies": sum(each.is_copy for each in copies)} if copies is not None else None
     return ReportContent(
         title=f"trispade: synthetic T1w against real scans of {manifest.name}",
-        date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        date=now(),
         verdict=verdict_of(results.summary, results.comparisons, results.scanned_twice, found),
         provenance=_provenance(manifest, models),
         results=[results_table(results.summary, fit, "all test people") for fit in FITS],
@@ -194,22 +187,14 @@ def _downstream_table(path: Path) -> Table | None:
 def _provenance(manifest: Manifest, models: Mapping[str, str]) -> Provenance:
     people = {split: len({case.person_id for case in manifest.select([split])}) for split in SPLITS}
     return Provenance(
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command_line(),
         configs=["evaluate.yaml"],
-        data=_hashed(manifest.name, manifest.path),
-        weights=[_hashed(f"{name}: {Path(file).name}", file) for name, file in models.items() if Path(file).is_file()],
-        versions={
-            "trispade": __version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in PACKAGES},
-        },
+        data=hashed(manifest.name, manifest.path),
+        weights=[hashed(f"{name}: {Path(file).name}", file) for name, file in models.items() if Path(file).is_file()],
+        versions=versions(),
         seeds={"bootstrap": 0, "halves of people": 0},
         people={split: number for split, number in people.items() if number},
     )
-
-
-def _hashed(name: str, path: str | Path) -> HashedFile:
-    return HashedFile(name, hashlib.sha256(Path(path).read_bytes()).hexdigest())
 
 
 def _credits(manifest: Manifest) -> list[str]:

@@ -25,6 +25,7 @@ def save_triplanar_figure(
     middle: Sequence[int] | None = None,
     title: str | None = None,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+    box: Sequence[slice] | None = None,
 ) -> Path:
     """Save the same three slices of several volumes as a PNG.
 
@@ -35,6 +36,7 @@ def save_triplanar_figure(
         middle: voxel that the slices cut; the middle of the first volume's labelled or bright voxels if None.
         title: above the figure.
         spacing_mm: voxel size along X, Y and Z; only its proportions count.
+        box: what is shown; the box around the first volume's labelled or bright voxels if None.
 
     Returns:
         The path.
@@ -45,7 +47,7 @@ def save_triplanar_figure(
     volumes = list(columns.values())
     if not volumes or any(volume.shape != volumes[0].shape for volume in volumes):
         raise ValueError(f"columns: expected volumes of one shape, got {[volume.shape for volume in volumes]}")
-    box = bounding_box(volumes[0])
+    box = bounding_box(volumes[0]) if box is None else tuple(box)
     centre = [(s.start + s.stop) // 2 for s in box] if middle is None else list(middle)
     if not all(0 <= c < extent for c, extent in zip(centre, volumes[0].shape, strict=True)):
         raise ValueError(f"middle: expected a voxel of a volume {volumes[0].shape}, got {tuple(centre)}")

@@ -141,6 +141,13 @@ def write_report(content: ReportContent, path: str | Path) -> Path:
 
 def render_report(content: ReportContent) -> str:
     """Return the page as HTML, see `write_report`."""
+    counts = Counter(finding.status for finding in content.verdict)
+    tally = [(status, counts[status]) for status in _STATUS_SIGNS if counts[status]]
+    return render_page("report.html", content=content, signs=_STATUS_SIGNS, tally=tally)
+
+
+def render_page(template: str, **parts: Any) -> str:
+    """Fill one of the templates in ``templates/``; text is escaped, and a part that is missing is an error."""
     environment = Environment(
         loader=PackageLoader("trispade.report", "templates"),
         autoescape=True,
@@ -149,12 +156,7 @@ def render_report(content: ReportContent) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(laid_out=_laid_out, data_uri=_data_uri, shown=_shown)
-    counts = Counter(finding.status for finding in content.verdict)
-    return environment.get_template("report.html").render(
-        content=content,
-        signs=_STATUS_SIGNS,
-        tally=[(status, counts[status]) for status in _STATUS_SIGNS if counts[status]],
-    )
+    return environment.get_template(template).render(**parts)
 
 
 def _laid_out(table: Table) -> dict[str, Any]:
