@@ -1,4 +1,4 @@
-"""One site of the NVFlare simulation: hands the server's weights to `MonaiAlgo`, and what it has learnt to the server."""
+"""One site of the NVFlare simulation: the server's weights go to `MonaiAlgo`, and what it has learnt to the server."""
 
 from __future__ import annotations
 
