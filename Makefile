@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet
 SETUP  := setup.cfg setup.py pyproject.toml constraints.txt
 
-.PHONY: help demo test lint types unit format dist clean
+.PHONY: help demo test lint types unit clients format dist clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -27,6 +27,12 @@ types: $(VENV)/.installed-test  ## mypy
 unit: $(VENV)/.installed-test  ## the tests; scans are looked for in $TRISPADE_TEST_DATA
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
+clients:  ## other people's software that needs an environment of its own; see docs/clients.md
+	test -d $(VENV)-clients || $(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --quiet "$(TORCH)"
+	$(VENV)-clients/bin/python -m pip install --quiet --editable . "nvflare>=2.5,<3"
+	OMP_NUM_THREADS=1 $(VENV)-clients/bin/python tests/clients/nvflare_two_sites.py build/nvflare
+
 format: $(VENV)/.installed-test  ## let ruff put style and format right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -35,7 +41,7 @@ dist: $(VENV)/.installed-test  ## source distribution and wheel, in dist/
 	$(BIN)/python -m build
 
 clean:  ## remove .venv and whatever was built
-	rm -rf $(VENV) build dist demo pipeline/*.egg-info
+	rm -rf $(VENV) $(VENV)-clients build dist demo pipeline/*.egg-info
 
 $(VENV)/.installed: $(SETUP)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

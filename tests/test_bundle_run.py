@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trispade.bundle_run import BUNDLE_VARIABLE, find_bundle, run_stage
+from trispade.bundle_run import BUNDLE_VARIABLE, build_components, find_bundle, run_stage
 from trispade.errors import InputError
 
 CONFIG = """
@@ -139,3 +139,20 @@ def test_a_fault_of_the_software_keeps_its_trace(bundle: Path):
 def test_a_stage_prints_nothing_of_monais_own(bundle: Path, capsys: pytest.CaptureFixture[str]):
     run_stage(bundle, "stage", "large")
     assert capsys.readouterr() == ("", "")
+
+
+def test_components_are_built_as_a_run_would_and_nothing_is_run(bundle: Path):
+    assert build_components(bundle, "stage", ["size", "where"], "large", where=Path("here")) == [2, "here"]
+    (record,) = build_components(bundle, "stage", ["record"], size=None)
+    assert json.loads(record) == {"size": 1, "where": "nowhere", "bundle_root": str(bundle)}
+    assert not (bundle / "record.json").exists()
+
+
+def test_a_component_is_not_built_with_a_setting_that_its_config_does_not_have(bundle: Path):
+    with pytest.raises(InputError, match=r"stage.yaml: expected settings that it has, got siez, hwere. Correct"):
+        build_components(bundle, "stage", ["size"], siez=1, hwere=2)
+
+
+def test_bad_input_comes_out_of_what_monai_wraps_it_in_when_a_component_is_built(bundle: Path):
+    with pytest.raises(InputError, match=r"absent.json: expected a manifest"):
+        build_components(bundle, "bad_input", ["run#0"])

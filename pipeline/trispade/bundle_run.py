@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trispade.errors import InputError, find_input_error
+from trispade.errors import InputError, unwrapping_input_errors
 
 BUNDLE_VARIABLE = "TRISPADE_BUNDLE"
 
@@ -56,19 +58,53 @@ def run_stage(
     Raises:
         InputError: bad input, out of whatever MONAI has wrapped it in.
     """
-    configs = bundle / "configs"
-    files = [_config(configs, stage)] + ([_config(configs / "presets", preset)] if preset else [])
-    files += [_config(configs / "overlays", overlay)] if overlay else []
-    values = {key: _config_value(value) for key, value in overrides.items() if value is not None}
+    files = _config_files(bundle, stage, preset, overlay)
+    with _as_input_errors(files):
+        _run_workflow(bundle, files, _config_values(overrides))
+
+
+def build_components(
+    bundle: Path, stage: str, names: Sequence[str], preset: str | None = None, **overrides: Any
+) -> list[Any]:
+    """Build components of a stage, with all that they refer to, without running it.
+
+    Nothing of the config's ``initialize`` is done: how errors are shown and what signals do stays the caller's matter.
+
+    Args:
+        bundle: the bundle's root.
+        stage: name of a config (``inference``).
+        names: keys of the config (``network``).
+        preset: name of a preset, or None for the config's own values.
+        overrides: values of config keys; those that are None are left to the config.
+
+    Returns:
+        The components, in the order of their names.
+
+    Raises:
+        InputError: bad input, out of whatever MONAI has wrapped it in; an override of no key of the config.
+    """
+    from monai.bundle import ConfigParser
+
+    files = _config_files(bundle, stage, preset)
+    with _as_input_errors(files):
+        parser = ConfigParser()
+        parser.read_config([str(file) for file in files])
+        values = _config_values(overrides)
+        unknown = [key for key in values if key not in parser]
+        if unknown:
+            raise InputError.of(files[0], "settings that it has", ", ".join(unknown), "Correct their names.")
+        parser.update({"bundle_root": _config_value(bundle), **values})
+        return [parser.get_parsed_content(name) for name in names]
+
+
+@contextmanager
+def _as_input_errors(files: list[Path]) -> Iterator[None]:
+    """Tell of bad input, YAML that is none included, in one line."""
     try:
-        _run_workflow(bundle, files, values)
+        with unwrapping_input_errors():
+            yield
     except yaml.MarkedYAMLError as error:
         raise _not_yaml(error, files) from error
-    except Exception as error:
-        found = find_input_error(error)
-        if found is None or found is error:
-            raise
-        raise found from error
 
 
 def _run_workflow(bundle: Path, files: list[Path], values: dict[str, Any]) -> None:
@@ -99,6 +135,12 @@ def _is_bundle(folder: Path) -> bool:
     return (folder / "configs" / "metadata.json").is_file()
 
 
+def _config_files(bundle: Path, stage: str, preset: str | None, overlay: str | None = None) -> list[Path]:
+    configs = bundle / "configs"
+    files = [_config(configs, stage)] + ([_config(configs / "presets", preset)] if preset else [])
+    return files + ([_config(configs / "overlays", overlay)] if overlay else [])
+
+
 def _config(folder: Path, name: str) -> Path:
     """A config of a checkout's bundle, YAML, or of a packaged one, JSON."""
     file, packaged = folder / f"{name}.yaml", folder / f"{name}.json"
@@ -109,6 +151,10 @@ def _config(folder: Path, name: str) -> Path:
         known = ", ".join(sorted(each.stem for each in present))
         raise InputError.of(file, f"one of {known}", "no such config", "Check its name.")
     return file
+
+
+def _config_values(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _config_value(value) for key, value in overrides.items() if value is not None}
 
 
 def _config_value(value: Any) -> Any:

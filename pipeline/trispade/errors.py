@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 STOPPED = "stopped; the same command goes on"
@@ -41,6 +42,18 @@ def find_input_error(error: BaseException | None) -> InputError | None:
             return InputError.of("memory", "room for the run", f"'{reason}'", LESS_MEMORY)
         error = error.__cause__ or error.__context__
     return error
+
+
+@contextmanager
+def unwrapping_input_errors() -> Iterator[None]:
+    """Raise the `InputError` that a library has wrapped in an error of its own, if there is one."""
+    try:
+        yield
+    except Exception as error:
+        found = find_input_error(error)
+        if found is None or found is error:
+            raise
+        raise found from error
 
 
 def _is_lack_of_memory(error: BaseException) -> bool:

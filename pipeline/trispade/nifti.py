@@ -77,6 +77,32 @@ def read_label_map(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     return values.astype(np.int32), affine
 
 
+def check_label_map(label_map: np.ndarray, affine: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Check a label map in memory as `read_label_map` checks a file.
+
+    Args:
+        label_map: (X, Y, Z), or with further axes of length 1 behind these.
+        affine: (4, 4), voxel -> RAS+ mm.
+        name: what errors call it.
+
+    Returns:
+        As `read_label_map`.
+
+    Raises:
+        InputError: as `read_label_map`.
+    """
+    if label_map.dtype.kind not in "biuf":
+        raise InputError.of(name, "one number a voxel", f"voxels of type {label_map.dtype}", "Convert it to integers.")
+    shape = _spatial_shape(name, label_map.shape)
+    affine = np.asarray(affine, np.float64)
+    if affine.shape != (4, 4):
+        raise InputError.of(name, "an affine of 4 x 4", f"one of shape {affine.shape}", "Give voxel -> RAS+ mm.")
+    _check_affine(name, affine)
+    values = label_map.reshape(shape)
+    _check_label_ids(name, values)
+    return values.astype(np.int32), affine
+
+
 def read_t1w(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a T1w scan.
 
@@ -242,7 +268,7 @@ def _unreadable(path: Path, error: BaseException) -> InputError:
     )
 
 
-def _spatial_shape(path: Path, shape: tuple[int, ...]) -> Shape:
+def _spatial_shape(path: str | Path, shape: tuple[int, ...]) -> Shape:
     if len(shape) < 3 or any(extent != 1 for extent in shape[3:]):
         raise InputError.of(
             path, "a 3D volume", f"{len(shape)}D of shape {_times(shape)}", "Choose one volume and save it alone."
@@ -250,7 +276,7 @@ def _spatial_shape(path: Path, shape: tuple[int, ...]) -> Shape:
     return int(shape[0]), int(shape[1]), int(shape[2])
 
 
-def _check_affine(path: Path, affine: np.ndarray) -> None:
+def _check_affine(path: str | Path, affine: np.ndarray) -> None:
     remedy = "Repair the header, or resample the volume onto a regular grid."
     columns = affine[:3, :3]
     sizes_mm = np.linalg.norm(columns, axis=0)
@@ -263,7 +289,7 @@ def _check_affine(path: Path, affine: np.ndarray) -> None:
     _check_voxel_sizes(path, sizes_mm)
 
 
-def _check_voxel_sizes(path: Path, sizes_mm: np.ndarray) -> None:
+def _check_voxel_sizes(path: str | Path, sizes_mm: np.ndarray) -> None:
     found = " x ".join(f"{size:.4g}" for size in sizes_mm) + " mm"
     if sizes_mm.min() < SMALLEST_VOXEL_MM - SIZE_SLACK_MM or sizes_mm.max() > LARGEST_VOXEL_MM + SIZE_SLACK_MM:
         raise InputError.of(
@@ -281,7 +307,7 @@ def _check_voxel_sizes(path: Path, sizes_mm: np.ndarray) -> None:
         )
 
 
-def _check_label_ids(path: Path, values: np.ndarray) -> None:
+def _check_label_ids(path: str | Path, values: np.ndarray) -> None:
     if values.dtype.kind == "f" and not (np.isfinite(values).all() and np.array_equal(values, np.rint(values))):
         odd = values[~(np.isfinite(values) & (values == np.rint(values)))]
         raise InputError.of(

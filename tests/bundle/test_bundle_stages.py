@@ -361,7 +361,10 @@ def test_people_whom_the_generators_have_seen_are_not_painted_for_the_fusion_net
 
 @pytest.mark.parametrize(
     ("stage", "kind"),
-    [("train_spade", "train"), ("train_fusion", "train"), ("inference", "infer"), ("evaluate", "infer")],
+    [
+        *(("train_spade", "train"), ("train_fusion", "train"), ("train_direct", "train")),
+        *(("inference", "infer"), ("evaluate", "infer")),
+    ],
 )
 def test_monai_finds_every_property_of_a_workflow_however_often_it_is_parsed(study, tmp_path, stage, kind):
     workflow = study.workflow(stage, kind, output_dir=str(tmp_path))

@@ -54,3 +54,12 @@ def test_the_seed_alone_decides_the_deformation():
     first, again, other = (deform_label_map(ball(4.0), 3.0, 32.0, 4.0, seed=seed) for seed in ([1, 2], [1, 2], [1, 3]))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_equal_voxel_sizes_give_what_one_size_gives_and_others_a_displacement_in_millimetres():
+    label_map = ball(4.0)
+    same = deform_label_map(label_map, 3.0, 32.0, (4.0, 4.0, 4.0), seed=1)
+    assert np.array_equal(same, deform_label_map(label_map, 3.0, 32.0, 4.0, seed=1))
+    thin = np.repeat(label_map, 2, axis=2)
+    moved = deform_label_map(thin, 3.0, 32.0, (4.0, 4.0, 2.0), seed=1)
+    assert (moved[:, :, ::2] != same).mean() < 0.01

@@ -189,3 +189,37 @@ def test_the_chain_can_be_pickled_and_leaves_its_input_alone(tmp_path: Path) -> 
 
     assert case == {"image": tmp_path / "a.nii.gz", "case_id": "a"}
     assert torch.equal(pickle.loads(pickle.dumps(chain))(case)["image"], expected)
+
+
+def test_an_image_that_is_in_memory_is_loaded_as_its_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "a_dseg.nii.gz"
+    write_label_map(path)
+    loaded = LoadLabelMapd("image")({"image": str(path)})["image"]
+    image = nib.load(path)
+    meta = {"filename_or_obj": str(path), "subject": "a"}
+    tensor = MetaTensor(
+        torch.from_numpy(image.get_fdata())[None], affine=torch.from_numpy(image.affine), meta=dict(meta)
+    )
+    for each in (image, tensor):
+        again = LoadLabelMapd("image")({"image": each})["image"]
+        assert again.dtype == loaded.dtype
+        assert torch.equal(again, loaded)
+        assert torch.equal(again.affine, loaded.affine)
+        assert again.meta["filename"] == str(path)
+        assert torch.equal(again.meta["source_shape"], loaded.meta["source_shape"])
+    assert again.meta["subject"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.ones(1, 4, 4, 4), r"image: expected a path, a nibabel image or a MetaTensor, which have an affine, got"),
+        (MetaTensor(torch.ones(2, 4, 4, 4)), r"image: expected one channel, \(1, X, Y, Z\), got shape \(2, 4, 4, 4\)"),
+        (MetaTensor(torch.full((1, 4, 4, 4), 0.5)), r"image: expected integer label ids, got 64 voxels that hold no"),
+        (MetaTensor(torch.ones(1, 4, 4, 4) * 1j), r"image: expected one number a voxel, got voxels of type complex64"),
+        (nib.Nifti1Image(np.ones((4, 4)), np.eye(4)), r"image: expected a 3D volume, got 2D of shape 4 x 4"),
+    ],
+)
+def test_a_bad_image_in_memory_is_told_of_as_a_bad_file_is(image: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        LoadLabelMapd("image")({"image": image})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
 
 def deform_label_map(
-    label_map: np.ndarray, sd_mm: float, knots_mm: float, spacing_mm: float, seed: int | list[int]
+    label_map: np.ndarray, sd_mm: float, knots_mm: float, spacing_mm: float | Sequence[float], seed: int | list[int]
 ) -> np.ndarray:
     """Deform a label map by a smooth random displacement.
 
@@ -19,7 +21,7 @@ def deform_label_map(
         label_map: (X, Y, Z) class indices, integer.
         sd_mm: standard deviation of the displacement along each axis, mm; 0 changes nothing.
         knots_mm: distance between knots, mm.
-        spacing_mm: edge of a voxel.
+        spacing_mm: edge of a voxel, or its size along each axis.
         seed: of the displacement.
 
     Returns:
@@ -27,10 +29,12 @@ def deform_label_map(
         background beyond the border.
     """
     generator = np.random.default_rng(seed)
-    knots = [max(4, round(extent * spacing_mm / knots_mm) + 1) for extent in label_map.shape]
+    sizes_mm = [float(size_mm) for size_mm in np.broadcast_to(spacing_mm, 3)]
+    lengths_mm = [extent * size_mm for extent, size_mm in zip(label_map.shape, sizes_mm, strict=True)]
+    knots = [max(4, round(length_mm / knots_mm) + 1) for length_mm in lengths_mm]
     zoom = [extent / number for extent, number in zip(label_map.shape, knots, strict=True)]
     coordinates = np.indices(label_map.shape, dtype=np.float32)
     for axis in range(3):
-        drawn = generator.normal(0.0, sd_mm / spacing_mm, knots)
+        drawn = generator.normal(0.0, sd_mm / sizes_mm[axis], knots)
         coordinates[axis] += ndimage.zoom(drawn, zoom, order=3, grid_mode=True, mode="nearest")
     return ndimage.map_coordinates(label_map, coordinates, order=0, mode="constant", cval=0)

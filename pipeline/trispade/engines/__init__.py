@@ -2,7 +2,7 @@
 
 from trispade.engines.average import AverageWeights
 from trispade.engines.batches import AutocastInferer, label_map_and_t1w, planes_and_t1w
-from trispade.engines.case_evaluator import CaseDataset, CaseEvaluator, IsolateFailures, first_of_batch
+from trispade.engines.case_evaluator import CaseDataset, CaseEvaluator, IsolateFailures, first_of_batch, predict
 from trispade.engines.checkpoints import (
     checkpoint_exists,
     hash_tensors,

@@ -6,10 +6,13 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
+from monai.inferers import Inferer
+from torch import Tensor, nn
 
 from trispade.errors import InputError, find_input_error
 
@@ -57,6 +60,11 @@ def first_of_batch(batch: list[dict[str, Any]]) -> dict[str, Any]:
     """Collate batches of one case: volumes of different sizes cannot be stacked."""
     (item,) = batch
     return item
+
+
+def predict(image: Tensor, network: nn.Module, inferer: Inferer, device: torch.device) -> Tensor:
+    """Run one case on a device: (C, X, Y, Z) in, float32 of the same form out, on the CPU."""
+    return inferer(image[None].to(device), network)[0].float().cpu()
 
 
 class CaseEvaluator(SupervisedEvaluator):
@@ -113,9 +121,8 @@ class CaseEvaluator(SupervisedEvaluator):
             return self._fail(name, str(found))
 
     def _run_case(self, engine: Engine, item: dict[str, Any]) -> dict[str, Any]:
-        image = item["image"][None].to(engine.state.device, non_blocking=self.non_blocking)
         with engine.mode(engine.network):
-            item["pred"] = engine.inferer(image, engine.network)[0].float().cpu()
+            item["pred"] = predict(item["image"], engine.network, engine.inferer, engine.state.device)
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.state.output = item if self.case_postprocessing is None else self.case_postprocessing(item)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)

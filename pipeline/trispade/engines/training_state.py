@@ -59,6 +59,8 @@ class TrainingState:
         sampler: the `StreamBatchSampler` of the trainer's loader.
         must_match: keys of the record that a checkpoint must share with the run.
         part_mib: write checkpoints in parts of this size.
+        resume: load ``last.pt``; if not, the run starts from the weights that the networks have, which with federated
+            learning are those of the server, and each further run of the trainer goes on from its own state.
 
     Raises:
         InputError: when the run starts, if ``last.pt`` and ``previous.pt`` are torn, or if they are of another
@@ -73,6 +75,7 @@ class TrainingState:
         sampler: Any,
         must_match: tuple[str, ...] = RECORD_THAT_STAYS,
         part_mib: float | None = None,
+        resume: bool = True,
     ) -> None:
         self.folder = Path(folder)
         self.objects = {name: item for name, item in objects.items() if item is not None}
@@ -80,13 +83,15 @@ class TrainingState:
         self.sampler = sampler
         self.must_match = must_match
         self.part_mib = part_mib
+        self.takes_up = resume
         self.best_metric = -math.inf
         self.saved_at: int | None = None  # iteration of a last.pt that is whole
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer; attach it after the handlers whose work the checkpoint should hold."""
         self.trainer = engine
-        engine.add_event_handler(Events.STARTED, self.resume)
+        if self.takes_up:
+            engine.add_event_handler(Events.STARTED, self.resume)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._follow)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
         engine.add_event_handler(Events.COMPLETED, self.save)

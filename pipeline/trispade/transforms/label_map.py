@@ -17,12 +17,13 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from nibabel.spatialimages import SpatialImage
 
 import trispade
 from trispade.errors import InputError
 from trispade.geometry import Grid, WorkingGrid
 from trispade.labels import LabelScheme, fill_brain, load_scheme
-from trispade.nifti import name_without_suffix, read_label_map, write_nifti
+from trispade.nifti import check_label_map, name_without_suffix, read_label_map, write_nifti
 from trispade.transforms.fingerprint import fingerprint
 
 BACKGROUND_VALUE = -1.0
@@ -39,10 +40,12 @@ Data = Mapping[Hashable, Any]
 class LoadLabelMapd(MapTransform):
     """Read label maps: path -> (1, X, Y, Z) int32 label ids on the file's own grid.
 
-    The tensor's affine is the file's; its metadata holds `filename`, `source_shape` and `source_affine`.
+    The tensor's affine is the file's; its metadata holds `filename`, `source_shape` and `source_affine`. An image that
+    other software has loaded already, a nibabel image or a MetaTensor of (1, X, Y, Z), is checked and taken as a file
+    is; the MetaTensor keeps its metadata.
 
     Raises:
-        InputError: whatever `trispade.nifti.read_label_map` finds wrong with the file.
+        InputError: whatever `trispade.nifti.read_label_map` finds wrong with the file or the image.
     """
 
     def __init__(self, keys: KeysCollection) -> None:
@@ -52,8 +55,8 @@ class LoadLabelMapd(MapTransform):
         """Replace each path by its label map."""
         result = dict(data)
         for key in self.key_iterator(result):
-            label_map, affine = read_label_map(result[key])
-            result[key] = tensor_of_file(label_map, affine, result[key])
+            image = result[key]
+            result[key] = tensor_of_file(*read_label_map(image), image) if _is_path(image) else _loaded(image, key)
         return result
 
 
@@ -243,7 +246,7 @@ class SaveSyntheticd(MapTransform):
         source = name_of(result[self.label_key], "")
         for key in self.key_iterator(result):
             path, _ = output_files(self.output_dir, case_name(result, source))
-            volume = self._to_value_range(array_of(result[key]))
+            volume = self.to_value_range(array_of(result[key]))
             like = source if source and Path(source).is_file() else None
             with contextlib.suppress(OSError):  # what cannot be removed cannot be written either, and that is reported
                 path.unlink()  # the new sidecar, which is there first, must not tell of the old volume
@@ -268,7 +271,8 @@ class SaveSyntheticd(MapTransform):
         ours = sidecar.get("synthetic") is True and MAKER in json.dumps(sidecar.get("GeneratedBy"))
         return any(file.exists() for file in files) and not ours
 
-    def _to_value_range(self, volume: np.ndarray) -> np.ndarray:
+    def to_value_range(self, volume: np.ndarray) -> np.ndarray:
+        """Scale a volume (X, Y, Z) in [-1, 1] as it is written: float32, of whole numbers if ``dtype`` is int16."""
         low, high = self.value_range
         scaled = low + (np.clip(volume, -1, 1).astype(np.float32) + 1) * np.float32((high - low) / 2)
         return np.rint(scaled) if self.dtype == "int16" else scaled
@@ -319,11 +323,38 @@ def case_name(data: Mapping[Hashable, Any], source: str) -> str:
 def tensor_of_file(volume: np.ndarray, affine: np.ndarray, path: str | Path) -> MetaTensor:
     """Wrap a volume (X, Y, Z) as (1, X, Y, Z) that knows its file and grid."""
     meta = {
-        "filename": str(path),
+        **({"filename": str(path)} if str(path) else {}),
         "source_shape": torch.tensor(volume.shape),
         "source_affine": torch.from_numpy(np.array(affine, np.float64)),
     }
     return MetaTensor(torch.from_numpy(volume[None]), affine=torch.from_numpy(np.array(affine, np.float64)), meta=meta)
+
+
+def _is_path(image: Any) -> bool:
+    return isinstance(image, str | Path)
+
+
+def _loaded(image: Any, key: Hashable) -> MetaTensor:
+    """Wrap an image that is in memory as `tensor_of_file` does, under the name that it has brought along."""
+    if isinstance(image, SpatialImage):
+        name = image.get_filename() or ""
+        label_map, affine = check_label_map(np.asanyarray(image.dataobj), image.affine, name or str(key))
+        return tensor_of_file(label_map, affine, name)
+    if not isinstance(image, MetaTensor):
+        raise InputError.of(
+            key,
+            "a path, a nibabel image or a MetaTensor, which have an affine",
+            type(image).__name__,
+            "Give voxels and affine as a MetaTensor.",
+        )
+    name = str(image.meta.get("filename") or image.meta.get("filename_or_obj") or "")
+    if image.ndim != 4 or len(image) != 1:
+        shape = tuple(image.shape)
+        raise InputError.of(name or key, "one channel, (1, X, Y, Z)", f"shape {shape}", "Add or choose the channel.")
+    label_map, affine = check_label_map(array_of(image), affine_of(image), name or str(key))
+    loaded = tensor_of_file(label_map, affine, name)
+    loaded.meta = {**image.meta, **loaded.meta}
+    return loaded
 
 
 def filled_indices(label_map: torch.Tensor, scheme: LabelScheme, closing_mm: float, key: Hashable) -> np.ndarray:
