@@ -2,7 +2,7 @@
 
     python tests/clients/nvflare_two_sites.py WORK_FOLDER
 
-Needs nvflare>=2.5 beside trispade, in an environment of its own: `make clients` sets one up. Takes about two minutes.
+Needs nvflare>=2.5 beside trispade, in an environment of its own: `make clients` sets one up. Takes about a minute.
 """
 
 from __future__ import annotations
