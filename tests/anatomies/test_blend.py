@@ -78,9 +78,7 @@ def test_a_head_is_set_upright_like_another(people, blending):
     assert way @ was / np.linalg.norm(way) / np.linalg.norm(was) > np.cos(np.deg2rad(4))
 
 
-def test_the_seed_alone_decides_the_anatomy(blended, people, blending):
-    again = blend(people, SCHEME, blending)
-    assert again.label_ids.tobytes() == blended.label_ids.tobytes()
+def test_another_seed_gives_another_anatomy(blended, people, blending):
     other = blend(people, SCHEME, dataclasses.replace(blending, seed=2))
     assert other.label_ids.shape != blended.label_ids.shape or (other.label_ids != blended.label_ids).mean() > 0.01
 

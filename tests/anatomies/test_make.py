@@ -69,7 +69,7 @@ def test_the_recipes_are_those_of_the_embedded_anatomies():
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.real_data
 @pytest.mark.skipif(not SYNTHSEG.is_dir(), reason=f"SynthSeg's label maps are not in {SYNTHSEG}")
 def test_the_first_embedded_anatomy_comes_out_of_synthsegs_label_maps():
