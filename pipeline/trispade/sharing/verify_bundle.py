@@ -46,9 +46,9 @@ ARCHIVES = (ENTRY, b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf
 
 # What a config may name. MONAI calls whatever `_target_` says and evaluates whatever begins with `$`.
 TARGETS = {
-    "": """Compose CopyItemsd DiceCELoss LrScheduleHandler RandAdjustContrastd RandBiasFieldd RandGaussianNoised
+    "": """Compose CopyItemsd LrScheduleHandler RandAdjustContrastd RandBiasFieldd RandGaussianNoised
         RandGaussianSmoothd RandScaleIntensityd SimpleInferer SlidingWindowInferer SupervisedEvaluator SupervisedTrainer
-        UNet ValidationHandler""",
+        ValidationHandler""",
     "torch.": "Generator nn.MSELoss optim.Adam optim.lr_scheduler.LambdaLR utils.data.DataLoader",
     "trispade.data.": """EvaluationStore LabelPatchDataset PatchDataset SliceDataset StreamBatchSampler VolumeDataset
         generators_of open_cases open_painted_cases prepare_cases segmentation.SegmentationPatchDataset
@@ -61,9 +61,10 @@ TARGETS = {
     "trispade.inference.": """DirectInferer PlaneInferer PlaneSynthesis TriplanarInferer describe_model
         downstream_arms.open_arm export_direct export_model leave_finished_out list_label_maps list_pairs load_model
         open_direct open_realism volume_synthesis.VolumeSynthesis""",
-    "trispade.losses.": """DiscriminatorHingeLoss FeatureMatchingLoss GeneratorHingeLoss StyleDivergence TextureLoss
-        perceptual_loss""",
-    "trispade.networks.": "DirectUNet FusionNet SpadeDiscriminator SpadeGenerator TriplanarSynthesizer",
+    "trispade.losses.": """CellDiceCELoss DiscriminatorHingeLoss FeatureMatchingLoss GeneratorHingeLoss StyleDivergence
+        TextureLoss perceptual_loss""",
+    "trispade.networks.": """DirectUNet FusionNet HalfResolutionUNet SpadeDiscriminator SpadeGenerator
+        TriplanarSynthesizer""",
     "trispade.report.": "Evaluation StoreMethods downstream.DownstreamEvaluation what_made_them",
     "trispade.transforms.": """CorrectBiasd FillBraind FromWorkingGridd LoadLabelMapd LoadT1wd MapLabelsd
         MaskBackgroundd SaveSyntheticd ScaleIntensityd ToWorkingGridd""",
