@@ -19,6 +19,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from trispade.durable import sync_file, sync_folder
 from trispade.errors import InputError
+from trispade.volume_limits import check_start, check_volume
 
 SMALLEST_VOXEL_MM = 0.3
 LARGEST_VOXEL_MM = 4.0
@@ -50,6 +51,7 @@ def header_of(path: str | Path) -> tuple[Shape, np.ndarray]:
     shape = _spatial_shape(Path(path), image.shape)
     affine = np.asarray(image.affine, np.float64)
     _check_affine(Path(path), affine)
+    check_volume(Path(path), shape, affine, image.get_data_dtype())
     return shape, affine
 
 
@@ -188,7 +190,10 @@ def _open(path: Path) -> nib.Nifti1Pair:
     if path.is_dir():
         raise InputError.of(path, "a NIfTI file", "a folder", "Name one file in it.")
     try:
+        check_start(path)
         image = nib.load(path)
+    except InputError:
+        raise
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from error
     if not isinstance(image, nib.Nifti1Pair):
