@@ -24,6 +24,7 @@ from nibabel.spatialimages import HeaderDataError
 from trispade.durable import sync_file, sync_folder
 from trispade.errors import InputError
 from trispade.nrrd import NrrdImage, open_nrrd
+from trispade.volume_limits import check_start, check_volume
 
 SMALLEST_VOXEL_MM = 0.3
 LARGEST_VOXEL_MM = 4.0
@@ -58,6 +59,7 @@ def header_of(path: str | Path) -> tuple[Shape, np.ndarray]:
     shape = _spatial_shape(Path(path), image.shape)
     affine = np.asarray(image.affine, np.float64)
     _check_affine(Path(path), affine)
+    check_volume(Path(path), shape, affine, image.get_data_dtype())
     return shape, affine
 
 
@@ -226,6 +228,7 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
     if path.is_dir():
         raise InputError.of(path, _a_file(path), "a folder", "Name one file in it.")
     try:
+        check_start(path)
         image = open_nrrd(path) if path.suffix == ".nrrd" else nib.load(path)
     except InputError:
         raise
