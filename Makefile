@@ -25,7 +25,7 @@ types: $(VENV)/.installed-test  ## mypy
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed-test  ## the tests; scans are looked for in $TRISPADE_TEST_DATA
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 clients:  ## other people's software that needs an environment of its own; see docs/clients.md
 	test -d $(VENV)-clients || $(PYTHON) -m venv $(VENV)-clients
