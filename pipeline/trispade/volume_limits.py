@@ -108,4 +108,3 @@ def _check_extensions(path: Path, file: BinaryIO, order: str, room: int) -> None
             raise InputError.of(path, expected, str(extent), _REMEDY)
         file.read(extent - 8)
         room -= extent
-
