@@ -12,6 +12,8 @@ import yaml
 from trispade.errors import InputError, find_input_error
 
 BUNDLE_VARIABLE = "TRISPADE_BUNDLE"
+MULTI_GPU = "multi_gpu"
+"""The overlay that makes the processes of torchrun work together."""
 
 
 def find_bundle(bundle: str | Path | None = None) -> tuple[Path, str]:
@@ -44,7 +46,7 @@ def find_bundle(bundle: str | Path | None = None) -> tuple[Path, str]:
 def run_stage(
     bundle: Path, stage: str, preset: str | None = None, overlay: str | None = None, **overrides: Any
 ) -> None:
-    """Run a stage as ``python -m monai.bundle run`` would.
+    """Run a stage as ``python -m monai.bundle run`` would; if torchrun started this process, with the others.
 
     Args:
         bundle: the bundle's root.
@@ -54,11 +56,17 @@ def run_stage(
         overrides: values of config keys; those that are None are left to the config.
 
     Raises:
-        InputError: bad input, out of whatever MONAI has wrapped it in.
+        InputError: bad input, out of whatever MONAI has wrapped it in; or several processes for a stage of one.
     """
+    from trispade.distributed import started_by_torchrun  # imports torch
+
     configs = bundle / "configs"
     files = [_config(configs, stage)] + ([_config(configs / "presets", preset)] if preset else [])
     files += [_config(configs / "overlays", overlay)] if overlay else []
+    if started_by_torchrun():
+        if "world_size" not in yaml.safe_load(files[0].read_text(encoding="utf-8")):
+            raise InputError.of(stage, "one process", "those of torchrun", "Run it without torchrun.")
+        files.append(_config(configs / "overlays", MULTI_GPU))
     values = {key: _config_value(value) for key, value in overrides.items() if value is not None}
     try:
         _run_workflow(bundle, files, values)
