@@ -89,7 +89,7 @@ def gather(value: Result) -> list[Result]:
 def by_first_rank(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Have a function run in the first process alone; the others wait and get what it returns, which must be picklable.
 
-    If it fails, the first process raises and the others end without a word, so that its message is the one that is read.
+    If it fails, the first process raises, and the others end without a word, so that its message is the one to be read.
     """
 
     @functools.wraps(function)

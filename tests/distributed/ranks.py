@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from trispade.data import PatchDataset, PreparedCase, SliceDataset, StreamBatchSampler, VolumeDataset
 from trispade.data.painted import PaintedCase
+from trispade.data.quantised import quantise
 from trispade.distributed import join_ranks, leave_ranks
 from trispade.engines import (
     AutocastInferer,
@@ -40,6 +42,7 @@ from trispade.engines import (
     scalar_outputs,
     wrap,
 )
+from trispade.geometry import PLANES, slice_axis
 from trispade.inference import PlaneInferer
 from trispade.losses import DiscriminatorHingeLoss, FeatureMatchingLoss, GeneratorHingeLoss, TextureLoss
 from trispade.networks import FusionNet, SpadeDiscriminator, SpadeGenerator
@@ -133,6 +136,44 @@ def train_gan(
         train_handlers=[average, WatchDiscriminator(), recalibration, validation, *stage.handlers()],
     )
     return stage.run(trainer)
+
+
+def train_all(rank: int, world_size: int, folder: Path, cases: Sequence[PaintedCase]) -> dict[str, Any]:
+    """Train everything; each process gets a folder of its own, where only that of the first may be written to."""
+    own, prepared = folder / str(rank), [case.prepared for case in cases]
+    found = {
+        "gan": train_gan(rank, world_size, own / "gan", prepared, batch_size=5),
+        "gan in double precision": train_gan(rank, world_size, own / "double", prepared, 5, torch.float64),
+        "gan of two slices a batch": train_gan(rank, world_size, own / "two_slices", prepared, batch_size=2),
+        "fusion": train_fusion(rank, world_size, own / "fusion", cases, batch_size=5),
+        "fusion with batch norm": train_fusion(rank, world_size, own / "norm", cases, batch_size=5, norm="batch"),
+        "fusion of two patches a batch": train_fusion(rank, world_size, own / "two_patches", cases, batch_size=2),
+    }
+    if (folder / "resumed").exists():
+        found["gan, resumed"] = train_gan(rank, world_size, folder / "resumed", prepared, batch_size=5)
+    return found
+
+
+def make_cases(folder: Path, count: int) -> list[PaintedCase]:
+    """Write small painted cases: boxes of three classes, noise on all volumes."""
+    return [_make_case(folder / str(seed), seed) for seed in range(count)]
+
+
+def _make_case(folder: Path, seed: int) -> PaintedCase:
+    generator = np.random.default_rng(seed)
+    label_map = np.zeros((32, 32, 32), np.uint8)
+    label_map[9:23, 8:25, 10:22] = generator.integers(1, 4, (14, 17, 12))
+    folder.mkdir(parents=True)
+    np.save(folder / "label_map.npy", label_map)
+    for name in ("t1w", *PLANES):
+        noisy = label_map / 4 + generator.normal(0, 0.05, label_map.shape)
+        np.save(folder / f"{name}.npy", quantise(np.where(label_map > 0, noisy, -1.0)))
+    slices = {
+        plane: np.flatnonzero(np.moveaxis(label_map > 0, slice_axis(plane), 0).any(axis=(1, 2))).tolist()
+        for plane in PLANES
+    }
+    record = {"classes": [0, 1, 2, 3], "labelled_slices": slices}
+    return PaintedCase(PreparedCase(str(seed), str(seed), "gan_train", None, folder, str(seed), record), folder, {})
 
 
 def train_fusion(
