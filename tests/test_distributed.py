@@ -38,6 +38,8 @@ def test_a_stage_of_one_process_is_refused_under_torchrun(stage, monkeypatch):
 def test_a_lost_process_is_one_clear_line():
     error = RuntimeError("[/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
     message = str(find_input_error(error))
-    assert message.startswith("processes: expected all of them to take part in each step, got one that ended or did not")
+    assert message.startswith(
+        "processes: expected all of them to take part in each step, got one that ended or did not"
+    )
     assert "Connection closed by peer" in message
     assert message.endswith("the same command goes on from the last checkpoint, with any number of processes.")

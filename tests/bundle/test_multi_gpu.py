@@ -23,8 +23,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "pipeline"), "OMP_NUM_THREADS": "1"}
-    log = (folder / "log.txt").open("w")
-    return subprocess.Popen([*TORCHRUN, *arguments], stdout=log, stderr=log, env=environment, cwd=folder)
+    with (folder / "log.txt").open("w") as log:
+        return subprocess.Popen([*TORCHRUN, *arguments], stdout=log, stderr=log, env=environment, cwd=folder)
 
 
 def process_of_rank(rank: int, launcher: int) -> int:
@@ -45,7 +45,7 @@ def test_two_processes_share_the_label_maps_skip_what_is_done_and_a_bad_one_stop
     arguments = [str(each) for name, value in options.items() for each in (f"--{name}", value)]
     command = start(["-m", "trispade.cli", "synthesize", str(maps), *arguments], tmp_path)
     assert command.wait(timeout=300) == 1
-    rows = list(csv.DictReader((out / "results.tsv").open(), delimiter="\t"))
+    rows = list(csv.DictReader((out / "results.tsv").read_text().splitlines(), delimiter="\t"))
     assert [(row["case_id"], row["status"]) for row in rows] == [
         ("sub-00", "failed"),
         ("sub-01", "finished_before"),
@@ -63,7 +63,9 @@ def test_two_processes_share_the_label_maps_skip_what_is_done_and_a_bad_one_stop
 def test_a_process_that_dies_ends_the_job_with_a_message_and_one_process_goes_on(study, tmp_path):
     work_dir = tmp_path / "work"
     shutil.copytree(study.work_dir / "cache", work_dir / "cache")
-    configs = [study.bundle / "configs" / f"{name}.yaml" for name in ("train_spade", "presets/smoke", "overlays/multi_gpu")]
+    configs = [
+        study.bundle / "configs" / f"{name}.yaml" for name in ("train_spade", "presets/smoke", "overlays/multi_gpu")
+    ]
     options = {
         "config_file": str([str(file) for file in configs]),
         "meta_file": study.bundle / "configs" / "metadata.json",

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
 from torch import nn
@@ -108,10 +108,11 @@ def train_gan(
     for parameter in (*generator.parameters(), *discriminator.parameters()):
         # With the published gain of 0.02, gradients of nets this small are rounding errors, which Adam takes for steps.
         nn.init.normal_(parameter, std=0.7 / max(10, parameter[0].numel()) ** 0.5)
-    average = AverageWeights(generator, half_life=10 if dtype == torch.float32 else None)
+    average = AverageWeights(generator, half_life=10)
+    average.average.to(dtype)
     optimizers = {
-        "generator_optimizer": torch.optim.Adam(generator.parameters(), lr=1e-4, betas=(0.0, 0.9)),
-        "discriminator_optimizer": torch.optim.Adam(discriminator.parameters(), lr=4e-4, betas=(0.0, 0.9)),
+        "generator_optimizer": torch.optim.Adam(generator.parameters(), lr=2e-5, betas=(0.0, 0.9)),
+        "discriminator_optimizer": torch.optim.Adam(discriminator.parameters(), lr=8e-5, betas=(0.0, 0.9)),
     }
     dataset = SliceDataset(cases, "axial", flip=True)
     objects = {"generator": generator, "discriminator": discriminator, "average": average.average, **optimizers}
@@ -139,16 +140,16 @@ def train_gan(
 
 
 def train_all(rank: int, world_size: int, folder: Path, cases: Sequence[PaintedCase]) -> dict[str, Any]:
-    """Train everything; each process gets a folder of its own, where only that of the first may be written to."""
+    """Train everything, two processes less; each process gets a folder of its own, where only that of the first may be written to."""
     own, prepared = folder / str(rank), [case.prepared for case in cases]
     found = {
         "gan": train_gan(rank, world_size, own / "gan", prepared, batch_size=5),
-        "gan in double precision": train_gan(rank, world_size, own / "double", prepared, 5, torch.float64),
-        "gan of two slices a batch": train_gan(rank, world_size, own / "two_slices", prepared, batch_size=2),
         "fusion": train_fusion(rank, world_size, own / "fusion", cases, batch_size=5),
-        "fusion with batch norm": train_fusion(rank, world_size, own / "norm", cases, batch_size=5, norm="batch"),
-        "fusion of two patches a batch": train_fusion(rank, world_size, own / "two_patches", cases, batch_size=2),
     }
+    if world_size != 2:
+        found["gan in double precision"] = train_gan(rank, world_size, own / "double", prepared, 5, torch.float64)
+        found["gan of two slices a batch"] = train_gan(rank, world_size, own / "two", prepared, batch_size=2)
+        found["fusion of two patches a batch"] = train_fusion(rank, world_size, own / "patches", cases, batch_size=2)
     if (folder / "resumed").exists():
         found["gan, resumed"] = train_gan(rank, world_size, folder / "resumed", prepared, batch_size=5)
     return found
@@ -162,7 +163,8 @@ def make_cases(folder: Path, count: int) -> list[PaintedCase]:
 def _make_case(folder: Path, seed: int) -> PaintedCase:
     generator = np.random.default_rng(seed)
     label_map = np.zeros((32, 32, 32), np.uint8)
-    label_map[9:23, 8:25, 10:22] = generator.integers(1, 4, (14, 17, 12))
+    # Up to the corners: where all slices have one class there, coarse features have no variance, and norms blow up noise.
+    label_map[:, :, 6:26] = generator.integers(1, 4, (4, 4, 20)).repeat(8, axis=0).repeat(8, axis=1)
     folder.mkdir(parents=True)
     np.save(folder / "label_map.npy", label_map)
     for name in ("t1w", *PLANES):
@@ -177,12 +179,12 @@ def _make_case(folder: Path, seed: int) -> PaintedCase:
 
 
 def train_fusion(
-    rank: int, world_size: int, folder: Path, cases: Sequence[PaintedCase], batch_size: int, norm: str = "none"
+    rank: int, world_size: int, folder: Path, cases: Sequence[PaintedCase], batch_size: int
 ) -> dict[str, Any]:
     """Train a tiny fusion net for 20 steps, or what is left of them, its gradients clipped."""
     torch.manual_seed(0)
-    network = FusionNet(channels=(4, 8), norm=norm, residual=True, label_channels=2, num_classes=4)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    network = FusionNet(channels=(4, 8), residual=True, label_channels=2, num_classes=4)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     dataset = PatchDataset(cases, patch_size=16, overlap=0.5, flip=True)
     stage = Stage(rank, world_size, folder, {"network": network, "optimizer": optimizer}, dataset, batch_size)
     trainer = SupervisedTrainer(
@@ -248,9 +250,11 @@ class Stage:
 
     def run(self, trainer: Any) -> dict[str, Any]:
         losses: list[dict[str, float]] = []
-        trainer.add_event_handler(
-            Events.ITERATION_COMPLETED, lambda engine: losses.append(scalar_outputs(engine.state.output))
-        )
+
+        @trainer.on(Events.ITERATION_COMPLETED)
+        def note(engine: Engine) -> None:
+            losses.append({str(name): value for name, value in scalar_outputs(engine.state.output).items()})
+
         trainer.run()
         networks = {name: item.state_dict() for name, item in self.objects.items() if isinstance(item, nn.Module)}
-        return {"losses": losses, "metrics": self.metrics, "networks": networks, "start": STEPS - len(losses)}
+        return {"losses": losses, "metrics": self.metrics, "networks": networks}

@@ -104,7 +104,9 @@ def test_failures_are_those_of_the_last_run():
 
 def test_a_fault_of_the_program_stops_no_other_case_and_is_not_hidden(caplog):
     evaluator, collect = run("a", "broken", "b")
-    with pytest.raises(InputError, match="1 of 3 cases failed:\n  - broken: a fault of the program, whose trace is above"):
+    with pytest.raises(
+        InputError, match="1 of 3 cases failed:\n  - broken: a fault of the program, whose trace is above"
+    ):
         evaluator.run()
     assert [case for case, _, _ in collect.arrived] == ["a", "b"]
     assert "Traceback" in caplog.text
