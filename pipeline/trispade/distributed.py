@@ -35,7 +35,12 @@ def join_ranks(timeout_minutes: float, backend: str | None = None) -> None:
     if not started_by_torchrun():
         raise InputError.of("multi_gpu", "torchrun to start the processes", "none", "See docs/scaling.md.")
     chosen = backend or ("nccl" if torch.cuda.is_available() else "gloo")
-    idist.initialize(chosen, timeout=timedelta(minutes=timeout_minutes))
+    slurm_job = os.environ.pop("SLURM_JOB_ID", None)  # Ignite would take Slurm's tasks, one a node, for the processes
+    try:
+        idist.initialize(chosen, timeout=timedelta(minutes=timeout_minutes))
+    finally:
+        if slurm_job is not None:
+            os.environ["SLURM_JOB_ID"] = slurm_job
     if not is_first():
         logging.disable(logging.INFO)
 

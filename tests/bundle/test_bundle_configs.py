@@ -162,7 +162,7 @@ def test_a_stage_is_one_process_or_takes_the_overlay_for_several_as_a_whole(stag
     several = config.keys() & (DISTRIBUTED - {"device"})
     trains = {"rank", "world_size", "wrap"}
     expected = {"inference": {"rank", "world_size"}, "synthesize_planes": {"rank", "world_size"}}
-    expected |= {name: trains for name in OVERLAYS["multi_gpu"]}
+    expected |= dict.fromkeys(OVERLAYS["multi_gpu"], trains)
     assert several == expected.get(stage, set())
     if several:
         assert (config["rank"], config["world_size"]) == (0, 1)

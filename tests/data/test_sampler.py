@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_processes_share_the_global_batch_whatever_their_number(world_size):
     whole = epochs(StreamBatchSampler(12, 4, seed=3), 2)
     samplers = [StreamBatchSampler(12, 4, seed=3, rank=rank, world_size=world_size) for rank in range(world_size)]
     batches = list(zip(*(epochs(sampler, 2) for sampler in samplers), strict=True))
-    assert [sorted(sum(parts, [])) for parts in batches] == [sorted(batch) for batch in whole]
+    assert [sorted(chain(*parts)) for parts in batches] == [sorted(batch) for batch in whole]
     assert all([len(part) / 4 for part in parts] == [sampler.share for sampler in samplers] for parts in batches)
 
 

@@ -48,6 +48,8 @@ from trispade.losses import DiscriminatorHingeLoss, FeatureMatchingLoss, Generat
 from trispade.networks import FusionNet, SpadeDiscriminator, SpadeGenerator
 
 STEPS = 20
+SLURM = {f"SLURM_{name}": value for name, value in (("JOB_ID", "1"), ("PROCID", "0"), ("LOCALID", "0"))}
+SLURM |= {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "a,b", "SLURM_JOB_NUM_NODES": "2"}  # one task on each of two nodes
 EPOCHS = 2
 CONTEXT = multiprocessing.get_context("forkserver")  # one import of torch and MONAI for all processes
 CONTEXT.set_forkserver_preload(["ranks"])
@@ -77,7 +79,7 @@ def _join_and_work(
     torch.set_num_threads(1)
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1"}
     os.environ.update({name: str(value) for name, value in places.items()})
-    os.environ.update(MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test")
+    os.environ.update(MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test", **SLURM)
     try:
         join_ranks(timeout_minutes=1)
         results.put((rank, _to_bytes(work(rank, world_size, *arguments))))
@@ -140,7 +142,7 @@ def train_gan(
 
 
 def train_all(rank: int, world_size: int, folder: Path, cases: Sequence[PaintedCase]) -> dict[str, Any]:
-    """Train everything, two processes less; each process gets a folder of its own, where only that of the first may be written to."""
+    """Train everything, two processes less; each gets a folder of its own, and only the first one's may be written to."""
     own, prepared = folder / str(rank), [case.prepared for case in cases]
     found = {
         "gan": train_gan(rank, world_size, own / "gan", prepared, batch_size=5),
@@ -163,7 +165,7 @@ def make_cases(folder: Path, count: int) -> list[PaintedCase]:
 def _make_case(folder: Path, seed: int) -> PaintedCase:
     generator = np.random.default_rng(seed)
     label_map = np.zeros((32, 32, 32), np.uint8)
-    # Up to the corners: where all slices have one class there, coarse features have no variance, and norms blow up noise.
+    # Up to the corners: were they all background, coarse features would have no variance, and norms would blow up noise.
     label_map[:, :, 6:26] = generator.integers(1, 4, (4, 4, 20)).repeat(8, axis=0).repeat(8, axis=1)
     folder.mkdir(parents=True)
     np.save(folder / "label_map.npy", label_map)

@@ -48,7 +48,5 @@ def test_a_single_process_trains_the_network_itself():
 
 def test_a_style_needs_one_process(build_gan, monkeypatch):
     monkeypatch.setattr("trispade.engines.spade_trainer.num_ranks", lambda: 2)
-    with pytest.raises(
-        InputError, match="style_dim: expected 0 with several processes, got a style. Train it with one"
-    ):
+    with pytest.raises(InputError, match=r"style_dim: expected 0 with several processes, got a style. Train it with"):
         build_gan(style_dim=2).trainer([])

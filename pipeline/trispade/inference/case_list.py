@@ -180,7 +180,7 @@ def leave_finished_out(
             "Move them, choose another --output_dir, or set overwrite.",
         )
     finished = {case["case_id"] for case in own if save.is_finished(case["case_id"], case["image"])}
-    finished = frozenset().union(*gather(finished))
+    finished = set().union(*gather(finished))
     unfinished = [case for case in cases if case["case_id"] not in finished]
     if len(unfinished) < len(cases):
         left_alone = len(cases) - len(unfinished)
