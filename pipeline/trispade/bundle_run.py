@@ -14,6 +14,8 @@ import yaml
 from trispade.errors import InputError, unwrapping_input_errors
 
 BUNDLE_VARIABLE = "TRISPADE_BUNDLE"
+MULTI_GPU = "multi_gpu"
+"""The overlay that makes the processes of torchrun work together."""
 
 
 def find_bundle(bundle: str | Path | None = None) -> tuple[Path, str]:
@@ -46,7 +48,7 @@ def find_bundle(bundle: str | Path | None = None) -> tuple[Path, str]:
 def run_stage(
     bundle: Path, stage: str, preset: str | None = None, overlay: str | None = None, **overrides: Any
 ) -> None:
-    """Run a stage as ``python -m monai.bundle run`` would.
+    """Run a stage as ``python -m monai.bundle run`` would; if torchrun started this process, with the others.
 
     Args:
         bundle: the bundle's root.
@@ -56,10 +58,14 @@ def run_stage(
         overrides: values of config keys; those that are None are left to the config.
 
     Raises:
-        InputError: bad input, out of whatever MONAI has wrapped it in.
+        InputError: bad input, out of whatever MONAI has wrapped it in; or several processes for a stage of one.
     """
+    from trispade.distributed import started_by_torchrun  # imports torch
+
     files = _config_files(bundle, stage, preset, overlay)
     with _as_input_errors(files):
+        if started_by_torchrun():
+            files.append(_overlay_for_several_processes(bundle, stage, files[0]))
         _run_workflow(bundle, files, _config_values(overrides))
 
 
@@ -139,6 +145,12 @@ def _config_files(bundle: Path, stage: str, preset: str | None, overlay: str | N
     configs = bundle / "configs"
     files = [_config(configs, stage)] + ([_config(configs / "presets", preset)] if preset else [])
     return files + ([_config(configs / "overlays", overlay)] if overlay else [])
+
+
+def _overlay_for_several_processes(bundle: Path, stage: str, file: Path) -> Path:
+    if "world_size" not in yaml.safe_load(file.read_text(encoding="utf-8")):
+        raise InputError.of(stage, "one process", "those of torchrun", "Run it without torchrun.")
+    return _config(bundle / "configs" / "overlays", MULTI_GPU)
 
 
 def _config(folder: Path, name: str) -> Path:

@@ -16,6 +16,10 @@ LESS_MEMORY = (
     " smaller preset, or free the memory."
 )
 
+LOST_PROCESS = (
+    "Look for its own message; the same command goes on from the last checkpoint, with any number of processes."
+)
+
 
 class InputError(ValueError):
     """Input, setting or environment that trispade cannot work with; its text is complete and fit for a user's eyes."""
@@ -34,12 +38,15 @@ class InputError(ValueError):
 def find_input_error(error: BaseException | None) -> InputError | None:
     """Follow ``__cause__`` and ``__context__`` to the `InputError` that a library has wrapped, if there is one.
 
-    A lack of memory that a library tells of is given as an `InputError` as well.
+    A lack of memory that a library tells of is given as an `InputError` as well, and so is the loss of a process.
     """
     while error is not None and not isinstance(error, InputError):
         if _is_lack_of_memory(error):
             reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
             return InputError.of("memory", "room for the run", f"'{reason}'", LESS_MEMORY)
+        if _is_lost_process(error):
+            found = f"one that ended or did not answer in time ('{' '.join(str(error).split())[:200]}')"
+            return InputError.of("processes", "all of them to take part in each step", found, LOST_PROCESS)
         error = error.__cause__ or error.__context__
     return error
 
@@ -60,6 +67,11 @@ def _is_lack_of_memory(error: BaseException) -> bool:
     # By name: torch, whose error on GPUs this is, takes seconds to import; on CPUs it raises a plain RuntimeError.
     on_gpu = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
     return on_gpu or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
+def _is_lost_process(error: BaseException) -> bool:
+    # gloo raises plain RuntimeErrors, which begin with the place in its code.
+    return any(kind.__name__ == "DistError" for kind in type(error).__mro__) or "gloo/transport" in str(error)
 
 
 def show_input_errors_as_one_line() -> None:

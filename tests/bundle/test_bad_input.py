@@ -85,7 +85,8 @@ def bad_folder(study, tmp_path: Path) -> Path:
 
 
 def written(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir())
+    """The volumes and sidecars in a folder; a run of several cases leaves the table of its results beside them."""
+    return sorted(file.name for file in folder.iterdir() if file.name != "results.tsv")
 
 
 TWO_GOOD = [f"{case}_desc-synthetic_T1w{ending}" for case in ("a_good", "z_good") for ending in (".json", ".nii.gz")]
@@ -104,6 +105,7 @@ def test_each_bad_label_map_of_a_folder_is_one_line_at_the_end_and_the_good_ones
         with pytest.raises(InputError, match=message):
             raise InputError(line)
     assert written(tmp_path / "out") == TWO_GOOD
+    assert (tmp_path / "out" / "results.tsv").read_text().count("\tfailed\t") == len(BAD_LABEL_MAPS)
 
 
 def test_missing_files_of_a_manifest_are_listed_and_the_others_synthesized(study, output_of, tmp_path):

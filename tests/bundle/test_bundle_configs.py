@@ -21,7 +21,9 @@ from trispade.labels import load_scheme
 BUNDLE = Path(__file__).parents[2] / "bundle"
 CONFIGS = BUNDLE / "configs"
 STAGES = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
-OVERLAYS = {"realism": ["train_fusion"], "federated": ["train_spade", "train_fusion", "train_direct"]}
+TRAINING = ["train_spade", "train_fusion", "train_direct"]
+OVERLAYS = {"realism": ["train_fusion"], "federated": TRAINING, "multi_gpu": TRAINING}
+DISTRIBUTED = {"device", "rank", "world_size", "wrap"}
 PRESETS = sorted(file.stem for file in (CONFIGS / "presets").glob("*.yaml"))
 WORKFLOW_TYPES = {
     "train_spade": "train",
@@ -143,11 +145,37 @@ def test_a_stage_without_a_preset_is_the_compact_preset(stage):
     assert "spacing_mm" in shared
 
 
-def test_an_overlay_changes_values_of_its_stage_and_adds_none():
+def test_an_overlay_changes_values_of_its_stages_and_adds_none_but_how_processes_meet_and_part():
     assert sorted(file.stem for file in (CONFIGS / "overlays").glob("*.yaml")) == sorted(OVERLAYS)
+    meeting = {"+imports", "+initialize", "finalize", "backend", "timeout_minutes"}
     for overlay, stages in OVERLAYS.items():
-        for stage, key in itertools.product(stages, read(f"overlays/{overlay}")):
+        keys = set(read(f"overlays/{overlay}")) - (meeting if overlay == "multi_gpu" else set())
+        for stage, key in itertools.product(stages, keys):
             lookup(read(stage), key)
+
+
+def test_the_overlay_for_several_processes_holds_device_wrapping_samplers_start_and_end_and_nothing_else():
+    overlay = read("overlays/multi_gpu")
+    assert set(overlay) == DISTRIBUTED | {"+imports", "+initialize", "finalize", "backend", "timeout_minutes"}
+    assert overlay["finalize"] == ["$leave_ranks()"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_one_process_or_takes_the_overlay_for_several_as_a_whole(stage):
+    config = read(stage)
+    several = config.keys() & (DISTRIBUTED - {"device"})
+    trains = {"rank", "world_size", "wrap"}
+    expected = {"inference": {"rank", "world_size"}, "synthesize_planes": {"rank", "world_size"}}
+    expected |= dict.fromkeys(OVERLAYS["multi_gpu"], trains)
+    assert several == expected.get(stage, set())
+    if several:
+        assert (config["rank"], config["world_size"]) == (0, 1)
+    if several == trains:
+        assert config["train"]["trainer"]["network"] == "$@wrap(@network)"
+        assert config["train"]["handlers"][0]["_target_"] == "trispade.engines.ReduceLosses"
+        for sampler, count in (("train", "world_size"), ("validate", "num_replicas")):
+            part = config[sampler].get("sampler") or config[sampler]["dataloader"]["sampler"]
+            assert (part["rank"], part[count]) == ("@rank", "@world_size")
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -33,7 +33,7 @@ def changed_by(folder: Path, act: Callable[[], object]) -> list[str]:
 
 
 def outputs(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir())
+    return sorted(file.name for file in folder.iterdir() if file.name != "results.tsv")
 
 
 def volume_of(folder: Path, case: str) -> nib.Nifti1Image:

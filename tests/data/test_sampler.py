@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 
 import pytest
 
@@ -48,16 +49,25 @@ def test_a_batch_larger_than_the_data_repeats_items():
     assert batch[4][1] == 2
 
 
-def test_processes_share_the_global_batch():
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_processes_share_the_global_batch_whatever_their_number(world_size):
     whole = epochs(StreamBatchSampler(12, 4, seed=3), 2)
-    shares = [epochs(StreamBatchSampler(12, 4, seed=3, rank=rank, world_size=2), 2) for rank in range(2)]
-    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in whole]
-    assert all(len(batch) == 2 for share in shares for batch in share)
+    samplers = [StreamBatchSampler(12, 4, seed=3, rank=rank, world_size=world_size) for rank in range(world_size)]
+    batches = list(zip(*(epochs(sampler, 2) for sampler in samplers), strict=True))
+    assert [sorted(chain(*parts)) for parts in batches] == [sorted(batch) for batch in whole]
+    assert all([len(part) / 4 for part in parts] == [sampler.share for sampler in samplers] for parts in batches)
 
 
-@pytest.mark.parametrize("arguments", [(0, 1), (1, 0), (8, 3, 0, 0, 2)])
+def test_processes_for_whom_nothing_is_left_get_a_stand_in_without_a_share():
+    samplers = [StreamBatchSampler(12, 2, seed=3, rank=rank, world_size=5) for rank in range(5)]
+    assert [sampler.share for sampler in samplers] == [0.5, 0.5, 0.0, 0.0, 0.0]
+    first, second, *others = (next(iter(sampler)) for sampler in samplers)
+    assert others == [first, second, first]
+
+
+@pytest.mark.parametrize("arguments", [(0, 1), (1, 0), (8, 3, 0, 2, 2)])
 def test_a_batch_that_cannot_be_made_is_refused(arguments):
-    with pytest.raises(ValueError, match="world_size must divide batch_size"):
+    with pytest.raises(ValueError, match="must be positive and rank below world_size"):
         StreamBatchSampler(*arguments)
 
 

@@ -102,11 +102,38 @@ def test_failures_are_those_of_the_last_run():
     assert len(evaluator.failures) == 1
 
 
-def test_a_fault_of_the_program_is_not_hidden():
+def test_a_fault_of_the_program_stops_no_other_case_and_is_not_hidden(caplog):
     evaluator, collect = run("a", "broken", "b")
-    with pytest.raises(RuntimeError, match="applying transform"):
+    with pytest.raises(
+        InputError, match="1 of 3 cases failed:\n  - broken: a fault of the program, whose trace is above"
+    ):
         evaluator.run()
-    assert [case for case, _, _ in collect.arrived] == ["a"]
+    assert [case for case, _, _ in collect.arrived] == ["a", "b"]
+    assert "Traceback" in caplog.text
+    assert "KeyError: 'no_such_key'" in caplog.text
+
+
+def test_each_case_is_followed_by_a_line_with_rate_and_time_left(caplog):
+    caplog.set_level("INFO")
+    evaluator, _ = run("a", "bad", "b")
+    evaluator.raise_failures = False
+    evaluator.run()
+    lines = [message for message in caplog.messages if "an hour" in message]
+    assert [line.split(" an hour")[0].rsplit(",", 1)[0] for line in lines] == [
+        "1 of 3 cases, 0 failed",
+        "2 of 3 cases, 1 failed",
+        "3 of 3 cases, 1 failed",
+    ]
+    assert lines[-1].endswith("00:00 left")
+
+
+def test_what_became_of_each_case_is_reported_at_the_end():
+    evaluator, _ = run("a", "bad")
+    reported = []
+    evaluator.report, evaluator.raise_failures = reported.extend, False
+    evaluator.run()
+    assert [(result.case_id, bool(result.failure), result.rank) for result in reported] == [("a", 0, 0), ("bad", 1, 0)]
+    assert all(result.seconds >= 0 for result in reported)
 
 
 def test_a_failed_item_tells_its_case_and_reason():

@@ -13,24 +13,26 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
 
     Batch ``i`` depends on the seed and on ``i`` alone, so that a run that resumes at iteration ``i`` sees what the
     uninterrupted run sees. Batches are always full: they may span two passes over the data. With several processes each
-    takes its share of the global batch.
+    takes its share of the global batch, whatever their number; one for whom nothing is left gets an item that another
+    one has, as a stand-in that must not count.
 
     Args:
         num_items: length of the dataset.
         batch_size: global batch size.
         seed: of the permutations.
         rank: this process.
-        world_size: number of processes; must divide the batch size.
+        world_size: number of processes.
 
     Attributes:
+        share: of the global batch that is this process's, 0 to 1.
         iteration: batches that have been used; iteration over the sampler starts there.
     """
 
     def __init__(self, num_items: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        if num_items < 1 or batch_size < 1 or batch_size % world_size:
+        if num_items < 1 or batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(
-                f"num_items and batch_size must be positive and world_size must divide batch_size, got {num_items},"
-                f" {batch_size} and {world_size}"
+                "num_items and batch_size must be positive and rank below world_size, got"
+                f" {num_items}, {batch_size}, {rank} and {world_size}"
             )
         self.num_items = num_items
         self.batch_size = batch_size
@@ -38,6 +40,9 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world_size = world_size
         self.iteration = 0
+        own = range(rank, batch_size, world_size)
+        self.share = len(own) / batch_size
+        self._places = own or [rank % batch_size]
 
     def __len__(self) -> int:
         """Batches in one epoch: about one pass over the data."""
@@ -48,7 +53,7 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
         start = self.iteration
         for iteration in range(start, (start // len(self) + 1) * len(self)):
             first = iteration * self.batch_size
-            yield [self._at(first + i) for i in range(self.rank, self.batch_size, self.world_size)]
+            yield [self._at(first + i) for i in self._places]
 
     def _at(self, position: int) -> tuple[int, int]:
         visit, place = divmod(position, self.num_items)

@@ -2,7 +2,14 @@
 
 from trispade.engines.average import AverageWeights
 from trispade.engines.batches import AutocastInferer, label_map_and_t1w, planes_and_t1w
-from trispade.engines.case_evaluator import CaseDataset, CaseEvaluator, IsolateFailures, first_of_batch, predict
+from trispade.engines.case_evaluator import (
+    CaseDataset,
+    CaseEvaluator,
+    CaseResult,
+    IsolateFailures,
+    first_of_batch,
+    predict,
+)
 from trispade.engines.checkpoints import (
     checkpoint_exists,
     hash_tensors,
@@ -10,6 +17,7 @@ from trispade.engines.checkpoints import (
     load_newest_checkpoint,
     save_checkpoint,
 )
+from trispade.engines.data_parallel import ReduceLosses, wrap
 from trispade.engines.handlers import (
     ClipGradients,
     Progress,

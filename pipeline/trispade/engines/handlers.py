@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 
+from trispade.distributed import is_first, largest
 from trispade.errors import InputError
 from trispade.networks import recalibrate_norms
 
@@ -39,8 +40,9 @@ class Progress:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
-        bar = ProgressBar(persist=False, desc=self.label)
-        bar.attach(engine, output_transform=lambda output: {"loss": float(output["loss"].detach())})
+        if is_first():
+            bar = ProgressBar(persist=False, desc=self.label)
+            bar.attach(engine, output_transform=lambda output: {"loss": float(output["loss"].detach())})
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._log)
 
     def _log(self, engine: Engine) -> None:
@@ -104,7 +106,7 @@ class StopAfter:
             self._check(engine)
 
     def _check(self, engine: Engine) -> None:
-        if time.monotonic() >= self.deadline:
+        if largest(int(time.monotonic() >= self.deadline)):  # clocks differ, and all processes must end together
             logger.info(
                 "%s minutes are up at iteration %d: run the same command to go on", self.minutes, engine.state.iteration
             )
@@ -166,6 +168,8 @@ class RecalibrateBeforeUse:
 class TensorBoardTraining:
     """Writes scalars every few iterations, the learning rate each epoch, and images of the last batch.
 
+    Of several processes only the first writes.
+
     Args:
         log_dir: folder of the event files.
         optimizers: name to optimizer, for the learning rates.
@@ -190,6 +194,8 @@ class TensorBoardTraining:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
+        if not is_first():
+            return
         self.trainer = engine
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.scalar_interval), self._write_scalars)
@@ -199,6 +205,8 @@ class TensorBoardTraining:
 
     def write_metrics(self, validator: Engine) -> None:
         """Write a validating engine's metrics at the trainer's iteration."""
+        if not is_first():
+            return
         self._add("validation", {name: float(value) for name, value in validator.state.metrics.items()})
 
     def _open(self, engine: Engine) -> None:

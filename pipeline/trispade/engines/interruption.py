@@ -10,6 +10,8 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from trispade.distributed import largest
+
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -21,13 +23,14 @@ class StopOnSignal:
     As with `StopAfter`, an epoch whose last iteration is done is completed first. When the checkpoint is written, the
     signal does what it would have done without this: it ends the program, with exit code 130 or 143. A second Ctrl-C
     ends it at once, and the run then goes on from the checkpoint before; schedulers repeat SIGTERM as a habit, so that
-    a second one changes nothing.
+    a second one changes nothing. With several processes all end at the same iteration, whoever of them was told.
 
     Attach it after `TrainingState`, and in the main thread; in others Python takes no signals, and it does nothing.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.agreed: int | None = None
         self.previous: dict[int, Any] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -40,7 +43,7 @@ class StopOnSignal:
 
     def _listen(self, engine: Engine) -> None:
         if threading.current_thread() is threading.main_thread():
-            self.received = None
+            self.received = self.agreed = None
             # A shell lets a command in the background ignore Ctrl-C, which then belongs to another one.
             heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
             self.previous = {number: signal.signal(number, self._note) for number in heeded}
@@ -58,15 +61,17 @@ class StopOnSignal:
             self._check(engine)
 
     def _check(self, engine: Engine) -> None:
-        if self.received is not None:
-            name = signal.Signals(self.received).name
+        self.agreed = largest(self.received or 0) or None
+        if self.agreed is not None:
+            name = signal.Signals(self.agreed).name
             logger.info("%s: stopping at iteration %d, with a checkpoint", name, engine.state.iteration)
             engine.terminate()
 
     def _pass_on(self, engine: Engine) -> None:
         self._restore()
-        if self.received is not None:
-            signal.raise_signal(self.received)
+        number = self.agreed or self.received
+        if number is not None:
+            signal.raise_signal(number)
 
     def _leave(self, engine: Engine, error: BaseException) -> None:
         self._restore()

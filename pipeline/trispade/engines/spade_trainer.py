@@ -14,7 +14,10 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trispade.distributed import num_ranks
+from trispade.engines.data_parallel import unwrapped
 from trispade.engines.style import case_of_slices
+from trispade.errors import InputError
 from trispade.networks.style_encoder import draw_style
 
 Loss = Callable[..., Tensor]
@@ -57,6 +60,9 @@ class SpadeTrainer(SupervisedTrainer):
     Source: Park et al. 2019, section 3 and appendix A. There the fake is painted anew for the discriminator's step,
     after the generator's; here both steps share one forward pass of the generator. There each image has its own style;
     here the slices of one volume in a batch share a code, drawn from the mean of their estimates.
+
+    Raises:
+        InputError: if there is an encoder and more than one process.
     """
 
     def __init__(
@@ -82,6 +88,9 @@ class SpadeTrainer(SupervisedTrainer):
         epoch_length: int | None = None,
         train_handlers: Sequence | None = None,
     ) -> None:
+        if encoder is not None and num_ranks() > 1:
+            # The slices of a volume, which share a code, would be those of several processes.
+            raise InputError.of("style_dim", "0 with several processes", "a style", "Train it with one.")
         super().__init__(
             device=torch.device(device),
             max_epochs=max_epochs,
@@ -132,7 +141,7 @@ class SpadeTrainer(SupervisedTrainer):
         with self._autocast():
             style, style_losses = self._estimate_style(t1w, case_ids)
             fake = self.network(label_map, style)
-            features_fake, features_real = self._discriminate(label_map, fake, t1w)
+            features_fake, features_real = self._discriminate(unwrapped(self.discriminator), label_map, fake, t1w)
             losses = {
                 "adversarial": self.loss_function(features_fake),
                 "feature_matching": self.feature_matching_weight * self.feature_matching(features_fake, features_real),
@@ -163,15 +172,17 @@ class SpadeTrainer(SupervisedTrainer):
     def _discriminator_step(self, label_map: Tensor, t1w: Tensor, output: dict[str, Tensor]) -> None:
         self.discriminator.requires_grad_(True).train()
         with self._autocast():
-            features_fake, features_real = self._discriminate(label_map, output["pred"], t1w)
+            features_fake, features_real = self._discriminate(self.discriminator, label_map, output["pred"], t1w)
             loss = self.discriminator_loss(features_real, features_fake)
         _step(loss, self.discriminator_optimizer, self.scalers["discriminator_scaler"])
         output["discriminator"] = loss.detach()
         output["logits_real"], output["logits_fake"] = _mean_logits(features_real), _mean_logits(features_fake)
 
-    def _discriminate(self, label_map: Tensor, fake: Tensor, real: Tensor) -> tuple[Features, Features]:
+    def _discriminate(
+        self, discriminator: nn.Module, label_map: Tensor, fake: Tensor, real: Tensor
+    ) -> tuple[Features, Features]:
         """Show fake and real in one batch, so that whatever a norm sees of the one it sees of the other."""
-        features = self.discriminator(label_map, torch.cat([fake, real.to(fake.dtype)]))
+        features = discriminator(label_map, torch.cat([fake, real.to(fake.dtype)]))
         halves = [[feature.chunk(2) for feature in scale] for scale in features]
         return [[f for f, _ in scale] for scale in halves], [[r for _, r in scale] for scale in halves]
 

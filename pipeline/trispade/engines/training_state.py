@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from trispade.distributed import by_first_rank, refuse_lone_ranks
 from trispade.engines.checkpoints import checkpoint_exists, load_checkpoint, load_newest_checkpoint, save_checkpoint
 from trispade.engines.records import check_record
 from trispade.errors import InputError
@@ -45,7 +46,7 @@ class TrainingState:
     included. The one before it is kept as ``previous.pt`` and takes its place if it is torn. Since batches and flips
     depend on the seed and the iteration alone (see `trispade.data.StreamBatchSampler`), the resumed run computes what
     the uninterrupted one would have computed. Give the loader a ``generator`` of its own: it draws a number whenever an
-    epoch starts or is taken up again.
+    epoch starts or is taken up again. Several processes read the same file; the first one writes it.
 
     Learning rates are those of the configuration, not of the checkpoint: a run may be taken up with more epochs or
     another rate, and goes on at the rate that its own schedule gives for its epoch.
@@ -98,6 +99,7 @@ class TrainingState:
 
     def resume(self, engine: Engine) -> None:
         """Load the last checkpoint, if there is one."""
+        refuse_lone_ranks()
         if not any(checkpoint_exists(self.folder / name) for name in (LAST, PREVIOUS)):
             return
         checkpoint, path = load_newest_checkpoint(self.folder / LAST, self.folder / PREVIOUS)
@@ -114,7 +116,7 @@ class TrainingState:
         self.saved_at = checkpoint["iteration"] if path.name == LAST else None
         torch.set_rng_state(checkpoint["rng"]["cpu"])
         if engine.state.device.type == "cuda" and "cuda" in checkpoint["rng"]:
-            torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"][0], engine.state.device)
         logger.info("%s: going on from iteration %d (epoch %d)", path, engine.state.iteration, engine.state.epoch)
 
     def save(self, engine: Engine) -> None:
@@ -165,11 +167,12 @@ class TrainingState:
     def _scalers(self) -> Mapping[str, torch.amp.GradScaler]:
         return getattr(self.trainer, "scalers", {})
 
+    @by_first_rank
     def _write(self, name: str, previous: Path | None = None) -> None:
         state = self.trainer.state
         rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
         if state.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state_all()
+            rng["cuda"] = [torch.cuda.get_rng_state(state.device)]
         objects = {key: item.state_dict() for key, item in {**self.objects, **self._scalers()}.items()}
         self._check_finite(objects)
         content = {

@@ -8,6 +8,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from trispade.distributed import is_first
 from trispade.engines.training_state import WHEN_NUMBERS_GO_WRONG
 from trispade.errors import InputError
 
@@ -59,6 +60,8 @@ class WatchDiscriminator:
 
     def attach(self, engine: Engine) -> None:
         """Register with a `SpadeTrainer`."""
+        if not is_first():
+            return
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._judge)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trispade.distributed import gather, refuse_lone_ranks
 from trispade.errors import InputError
 from trispade.inference.model_files import read_model_record
 from trispade.labels import LabelScheme
@@ -146,8 +147,12 @@ def _pair(case_id: str, person_id: str, label: str, t1w: str) -> dict[str, Any]:
     return {"case_id": case_id, "person_id": person_id, **paths}
 
 
-def leave_finished_out(cases: Sequence[dict[str, Any]], save: SaveSyntheticd, overwrite: bool) -> list[dict[str, Any]]:
+def leave_finished_out(
+    cases: Sequence[dict[str, Any]], save: SaveSyntheticd, overwrite: bool, rank: int = 0, world_size: int = 1
+) -> list[dict[str, Any]]:
     """Leave out the cases that are finished already, unless they are to be made again.
+
+    Several processes look at some of the cases each, and then each takes an equal share of what is left.
 
     A case is finished if its volume is there and its sidecar tells that it was made from this label map by this model,
     with this scheme and these settings; any other volume of trispade's is made again.
@@ -156,17 +161,22 @@ def leave_finished_out(cases: Sequence[dict[str, Any]], save: SaveSyntheticd, ov
         cases: from `list_label_maps`.
         save: the transform that writes the volumes.
         overwrite: make all of them again, and replace what else there is under their names.
+        rank: this process.
+        world_size: number of processes.
 
     Raises:
         InputError: before any time is spent on a case, if the output folder cannot be written to, or if there are files
             in it under a case's name that trispade did not make.
     """
+    refuse_lone_ranks()
     folder = Path(save.output_dir)
     _check_writable(folder)
     if overwrite:
-        return list(cases)
-    case_ids = [case["case_id"] for case in cases]
+        return list(cases)[rank::world_size]
+    own = list(cases)[rank::world_size]
+    case_ids = [case["case_id"] for case in own]
     in_the_way = [output_files(folder, case_id)[0].name for case_id in case_ids if save.is_in_the_way(case_id)]
+    in_the_way = sorted(name for part in gather(in_the_way) for name in part)
     if in_the_way:
         raise InputError.of(
             folder,
@@ -174,11 +184,13 @@ def leave_finished_out(cases: Sequence[dict[str, Any]], save: SaveSyntheticd, ov
             ", ".join(in_the_way),
             "Move them, choose another --output_dir, or set overwrite.",
         )
-    unfinished = [case for case in cases if not save.is_finished(case["case_id"], case["image"])]
+    finished = {case["case_id"] for case in own if save.is_finished(case["case_id"], case["image"])}
+    finished = set().union(*gather(finished))
+    unfinished = [case for case in cases if case["case_id"] not in finished]
     if len(unfinished) < len(cases):
         left_alone = len(cases) - len(unfinished)
         logger.info("%d of %d volumes are finished in %s and left alone", left_alone, len(cases), folder)
-    return unfinished
+    return unfinished[rank::world_size]
 
 
 def _check_writable(folder: Path) -> None:

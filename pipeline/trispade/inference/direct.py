@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trispade import __version__
 from trispade.data import plain_settings
+from trispade.distributed import by_first_rank
 from trispade.engines import check_record, checkpoint_exists, hash_tensors, load_checkpoint
 from trispade.errors import InputError
 from trispade.inference.inferer import BACKGROUND, autocast
@@ -63,6 +64,7 @@ class DirectInferer(Inferer):
         return painted.clamp(-1.0, 1.0).masked_fill(label_map == 0, BACKGROUND)
 
 
+@by_first_rank
 def export_direct(
     stage_dir: str | Path,
     checkpoint: str,

@@ -16,6 +16,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 from tqdm import tqdm
 
+from trispade.distributed import is_first
 from trispade.errors import InputError
 from trispade.geometry import PLANES, Plane, slice_volume, stack_slices
 from trispade.inference.fast import fast_generator
@@ -148,7 +149,10 @@ class TriplanarInferer(Inferer):
         style = self._style(network)
         label_map = network.class_table[inputs.round().long()]
         with tqdm(
-            total=sum(inputs.shape[2:]) * len(inputs), desc="paint", unit="slice", disable=not self.progress
+            total=sum(inputs.shape[2:]) * len(inputs),
+            desc="paint",
+            unit="slice",
+            disable=not (self.progress and is_first()),
         ) as bar:
             planes = torch.cat(
                 [self._paint(label_map, plane, network.generators[plane], bar, style) for plane in PLANES], dim=1

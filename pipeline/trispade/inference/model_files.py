@@ -17,6 +17,7 @@ from torch import nn
 
 from trispade import __version__
 from trispade.data import plain_settings
+from trispade.distributed import by_first_rank
 from trispade.engines import check_record, checkpoint_exists, hash_tensors, load_checkpoint, save_checkpoint
 from trispade.errors import InputError
 from trispade.geometry import PLANES, Plane
@@ -35,6 +36,7 @@ from trispade.nifti import replacing
 logger = logging.getLogger(__name__)
 
 
+@by_first_rank
 def export_model(
     checkpoints_dir: str | Path,
     generator_checkpoint: str,

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from trispade.data import PreparedCase, store_painted_case
 from trispade.data.painted import painted_folder
+from trispade.distributed import gather, is_first, refuse_lone_ranks
 from trispade.errors import InputError
 from trispade.geometry import PLANES, Plane
 from trispade.inference.inferer import PlaneInferer
@@ -39,6 +40,8 @@ class PlaneSynthesis:
         device: where to paint.
         batch_size: slices at a time.
         amp: autocast to bfloat16.
+        rank: this process, which paints its share of the cases.
+        world_size: number of processes.
     """
 
     def __init__(
@@ -53,7 +56,11 @@ class PlaneSynthesis:
         device: torch.device | str,
         batch_size: int,
         amp: bool,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        refuse_lone_ranks()
+        self.rank, self.world_size = rank, world_size
         self.cases = cases
         self.planes_dir = Path(planes_dir)
         self.device = torch.device(device)
@@ -76,11 +83,12 @@ class PlaneSynthesis:
         """
         chosen = [(case, self._choose(case)) for case in self.cases]
         painted = 0
-        with tqdm(chosen, desc="synthesize planes", unit="scan") as progress:
+        own = chosen[self.rank :: self.world_size]
+        with tqdm(own, desc="synthesize planes", unit="scan", disable=not is_first()) as progress:
             for case, generators in progress:
                 progress.set_postfix_str(case.case_id)
                 painted += self._paint(case, generators)
-        line = f"{len(chosen)} cases in {self.planes_dir}, {painted} of them painted now"
+        line = f"{len(chosen)} cases in {self.planes_dir}, {sum(gather(painted))} of them painted now"
         logger.info(line)
         return line
 

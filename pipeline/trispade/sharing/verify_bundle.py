@@ -49,18 +49,19 @@ TARGETS = {
     "": """Compose CopyItemsd LrScheduleHandler RandAdjustContrastd RandBiasFieldd RandGaussianNoised
         RandGaussianSmoothd RandScaleIntensityd SimpleInferer SlidingWindowInferer SupervisedEvaluator SupervisedTrainer
         ValidationHandler""",
-    "torch.": "Generator nn.MSELoss optim.Adam optim.lr_scheduler.LambdaLR utils.data.DataLoader",
+    "torch.": """Generator nn.Identity nn.MSELoss optim.Adam optim.lr_scheduler.LambdaLR utils.data.DataLoader
+        utils.data.DistributedSampler""",
     "trispade.data.": """EvaluationStore LabelPatchDataset PatchDataset SliceDataset StreamBatchSampler VolumeDataset
         generators_of open_cases open_painted_cases prepare_cases segmentation.SegmentationPatchDataset
         segmentation.SegmentationVolumeDataset slice_augmentation""",
     "trispade.engines.": """AutocastInferer AverageWeights BrainPSNR CaseDataset CaseEvaluator ClipGradients KeepBest
-        Progress RecalibrateBeforeUse ReportValidation SpadeTrainer StopAfter StopAtBadNumbers StopOnSignal
+        Progress RecalibrateBeforeUse ReduceLosses ReportValidation SpadeTrainer StopAfter StopAtBadNumbers StopOnSignal
         TensorBoardTraining TrainingState WatchDiscriminator constant_then_linear describe_training first_of_batch
         fusion_architecture label_map_and_t1w planes_and_t1w start_from style.WithDrawnStyles
-        style.generator_architecture style.make_style_encoder style.trainable_parameters""",
+        style.generator_architecture style.make_style_encoder style.trainable_parameters wrap""",
     "trispade.inference.": """DirectInferer PlaneInferer PlaneSynthesis TriplanarInferer describe_model
         downstream_arms.open_arm export_direct export_model leave_finished_out list_label_maps list_pairs load_model
-        open_direct open_realism volume_synthesis.VolumeSynthesis""",
+        open_direct open_realism results_file.ResultsFile volume_synthesis.VolumeSynthesis""",
     "trispade.losses.": """CellDiceCELoss DiscriminatorHingeLoss FeatureMatchingLoss GeneratorHingeLoss StyleDivergence
         TextureLoss perceptual_loss""",
     "trispade.networks.": """DirectUNet FusionNet HalfResolutionUNet SpadeDiscriminator SpadeGenerator
@@ -79,6 +80,10 @@ READ = """average cases label_scheme merges_sides model name network num_cases n
     vocabulary"""  # attributes: none is a function or a module of Python
 EXPRESSIONS = (
     r"import (torch|monai)",
+    r"import ignite\.distributed as idist",
+    r"from trispade\.distributed import (join_ranks|leave_ranks)",
+    r"(join_ranks\(@timeout_minutes, @backend\)|leave_ranks\(\))",
+    r"idist\.(device|get_rank|get_world_size)\(\)",
     r"from trispade\.errors import (exit_on_sigterm|show_input_errors_as_one_line)",
     r"(exit_on_sigterm|show_input_errors_as_one_line)\(\)",
     r"monai\.utils\.set_determinism\(seed=@seed\)",
@@ -86,6 +91,7 @@ EXPRESSIONS = (
     rf"{JOINED}( \+ {JOINED})+",  # paths and lists
     rf"{PART}(\.({'|'.join(READ.split())}))+",
     rf"{PART}(\.(run|parameters))?\(\)",
+    rf"@wrap\({PART}\)",
     rf"{PART}\.to\(@device(, memory_format=torch\.channels_last_3d)?\)",
     rf"(len|@store\.unfinished)\({PART}\)",
 )
