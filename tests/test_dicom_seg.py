@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from trispade.dicom_writing import write_dicom_series
 from trispade.errors import InputError
 from trispade.inference import list_label_maps
 from trispade.labels import load_scheme
+from trispade.manifests import read_manifest
 from trispade.nifti import header_of, name_without_suffix, read_label_map, write_nifti
 from trispade.segment_names import segments_to_ids
 from trispade.transforms import LoadLabelMapd, MapLabelsd
@@ -96,6 +98,7 @@ def test_segments_become_the_classes_that_their_labels_name(tmp_path: Path) -> N
     data = MapLabelsd("image", "freesurfer")(LoadLabelMapd("image")({"image": str(path)}))
     ids = np.array([0, *IDS])[read_label_map(path)[0]]
     np.testing.assert_array_equal(data["image"].numpy()[0], scheme.to_indices(ids, "a"))
+    assert "segment_labels" not in data["image"].meta
 
 
 def test_what_is_written_on_the_grid_of_a_segmentation_is_nifti_in_scanner_space(tmp_path: Path) -> None:
@@ -230,6 +233,19 @@ def test_without_pydicom_one_line_names_the_extra(tmp_path: Path, monkeypatch: p
     path = save(tmp_path / "a.dcm")
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(
-        InputError, match=r"a\.dcm: expected pydicom, for DICOM, got none\. pip install 'trispade\[dicom"
+        InputError, match=r"a\.dcm: expected pydicom, for DICOM, got none\. pip install pydicom \(the extra 'dicom'"
     ):
         read_label_map(path)
+
+
+def test_a_segmentation_in_a_manifest_is_checked_by_its_labels(tmp_path: Path) -> None:
+    row = {"case_id": "a", "person_id": "a", "split": "test", "label": "a.dcm", "image": None}
+    content = {"name": "d", "label_scheme": "freesurfer", "test": [row]}
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    save(tmp_path / "a.dcm")
+    assert len(read_manifest(tmp_path / "m.json", tmp_path, check_labels=True).cases) == 1
+    save(tmp_path / "a.dcm", names=["Left-Thalamus", "Tumour", "17"])
+    with pytest.raises(
+        InputError, match=r"test\[0\] \(a\): .*a\.dcm: expected segments labelled with .*, got 'Tumour'"
+    ):
+        read_manifest(tmp_path / "m.json", tmp_path, check_labels=True)

@@ -133,7 +133,9 @@ def test_nothing_is_left_of_a_series_that_cannot_be_written(tmp_path: Path, monk
 
 def test_without_pydicom_one_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(InputError, match=r"a: expected pydicom, for DICOM, got none\. pip install 'trispade\[dicom\]'"):
+    with pytest.raises(
+        InputError, match=r"a: expected pydicom, for DICOM, got none\. pip install pydicom \(the extra 'dicom'\)"
+    ):
         write_dicom_series(tmp_path / "a", VOLUME, np.eye(4), (0, 255))
 
 

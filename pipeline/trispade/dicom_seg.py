@@ -149,7 +149,9 @@ def require_pydicom(subject: object) -> None:
     try:
         import pydicom  # noqa: F401
     except ImportError as error:
-        raise InputError.of(subject, "pydicom, for DICOM", "none", "pip install 'trispade[dicom]'.") from error
+        raise InputError.of(
+            subject, "pydicom, for DICOM", "none", "pip install pydicom (the extra 'dicom')."
+        ) from error
 
 
 def _read(path: Path) -> Dataset:

@@ -39,6 +39,8 @@ BACKGROUND_VALUE = -1.0
 CSF_CLASS = "csf"
 MADE_WITH = ("SourceSha256", "LabelScheme", "LabelSchemeSha256", "ValueRange", "DataType", "Settings")
 """Entries of a sidecar that, with the hash of the model, decide what the volume is."""
+SEGMENT_LABELS = "segment_labels"
+"""Key of the metadata of a label map whose voxels are segment numbers: segment number -> segment label."""
 _LABEL_SUFFIXES = ("_dseg", "_labels", "_label", "_seg")
 
 Data = Mapping[Hashable, Any]
@@ -90,11 +92,12 @@ class MapLabelsd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             label_map, name = result[key], name_of(result[key], key)
-            ids, labels = array_of(label_map), getattr(label_map, "meta", {}).get("segment_labels")
+            ids, meta = array_of(label_map), dict(label_map.meta)
+            labels = meta.pop(SEGMENT_LABELS, None)
             if labels is not None:
                 ids = segments_to_ids(ids, labels, self.scheme, name, self.unknown_labels)
             indices = self.scheme.to_indices(ids, name, self.unknown_labels)
-            result[key] = MetaTensor(torch.from_numpy(indices[None]), meta=dict(label_map.meta))
+            result[key] = MetaTensor(torch.from_numpy(indices[None]), meta=meta)
         return result
 
 
@@ -350,7 +353,7 @@ def _read(path: str | Path) -> MetaTensor:
     label_map = tensor_of_file(*read_label_map(path), path)
     labels = segment_labels_of(path)
     if labels is not None:
-        label_map.meta["segment_labels"] = labels
+        label_map.meta[SEGMENT_LABELS] = labels
     return label_map
 
 
