@@ -68,6 +68,14 @@ def canonical(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     return nib.as_closest_canonical(nib.Nifti1Image(array.astype(np.int16), affine))
 
 
+@pytest.mark.parametrize("columns", [3, 5, 7])
+def test_frames_that_begin_within_a_byte_are_cut_where_they_end(tmp_path: Path, columns: int) -> None:
+    numbers = np.random.default_rng(columns).integers(1, 4, (9, 5, columns)).astype(np.uint8)
+    write_dicom_series(tmp_path / "source", np.zeros((columns, 5, 9), np.int16), np.diag([-1.0, -1, 1, 1]), (0, 255))
+    label_map, _ = read_label_map(save(tmp_path / "a.dcm", numbers))
+    np.testing.assert_array_equal(label_map, numbers.transpose(2, 1, 0))
+
+
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
 def test_segment_numbers_and_grid_are_those_that_highdicom_finds(tmp_path: Path, kind: str) -> None:
     path = save(tmp_path / "a.dcm", kind=kind)
@@ -153,6 +161,12 @@ def cut(path: Path) -> Path:
     return path
 
 
+def cut_in_its_bits(path: Path) -> Path:
+    save(path)
+    path.write_bytes(path.read_bytes()[:-12])
+    return path
+
+
 def cut_in_its_header(path: Path) -> Path:
     path.write_bytes(save(path).read_bytes()[:1100])
     return path
@@ -203,6 +217,7 @@ BAD_FILES: dict[Callable[[Path], Path], str] = {
     fractional: r"expected a segmentation of type BINARY or LABELMAP, got FRACTIONAL\. Save it with each voxel in one",
     of_a_scan: r"expected a DICOM SEG, got another DICOM file, or none\. Name the folder of a T1w's series, or",
     cut: r"expected a whole, readable DICOM file, got '.*'\. Copy or export it again",
+    cut_in_its_bits: r"expected a whole, readable DICOM file, got '.*'\. Copy or export it again",
     cut_in_its_header: r"expected a whole, readable DICOM file, got '.*'\. Copy or export it again",
     deflated: r"expected a file that is not deflated as a whole, got one that is\. Export the segmentation again, or",
     off_its_grid: r"expected frames on one grid, got some 0\.5 mm beside it",
@@ -218,7 +233,8 @@ def test_each_bad_segmentation_is_one_line_that_names_it(tmp_path: Path, spoil: 
     path = spoil(tmp_path / "a.dcm")
     with pytest.raises(InputError, match=BAD_FILES[spoil]) as caught:
         read_label_map(path)
-    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).startswith(f"{path}: expected ")
+    assert str(caught.value).count(str(path)) == 1
     assert "\n" not in str(caught.value)
 
 

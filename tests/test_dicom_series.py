@@ -171,7 +171,8 @@ def test_each_bad_series_is_one_line_that_names_it(series: Path, spoil: Callable
     spoil(series)
     with pytest.raises(InputError, match=BAD_SERIES[spoil]) as caught:
         read_t1w(series)
-    assert str(caught.value).startswith(f"{series}: ")
+    assert str(caught.value).startswith(f"{series}: expected ")
+    assert str(caught.value).count(str(series)) == 1
     assert "\n" not in str(caught.value)
 
 

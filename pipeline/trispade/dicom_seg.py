@@ -172,9 +172,18 @@ def _read(path: Path) -> Dataset:
 
 def _frames(path: Path) -> Iterator[np.ndarray]:
     """Give the frames of a file one by one, (rows, columns)."""
+    from pydicom import dcmread
     from pydicom.pixels import iter_pixels
 
-    return iter_pixels(path)
+    dataset = dcmread(path)
+    if dataset.BitsAllocated != 1 or dataset.file_meta.TransferSyntaxUID.is_compressed:
+        yield from iter_pixels(dataset)
+        return
+    # By hand: pydicom 3.0 cuts frames wrongly that begin within a byte. Source: DICOM PS3.5, 8.1.1 and annex D.
+    size, packed = dataset.Rows * dataset.Columns, np.frombuffer(dataset.PixelData, np.uint8)
+    for start in range(0, int(dataset.NumberOfFrames) * size, size):
+        bits = np.unpackbits(packed[start // 8 : -(-(start + size) // 8)], bitorder="little")
+        yield bits[start % 8 :][:size].reshape(dataset.Rows, dataset.Columns)
 
 
 def _places(path: Path, dataset: Dataset, num_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

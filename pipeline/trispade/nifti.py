@@ -297,6 +297,8 @@ def _format(path: Path) -> str:
 def _voxels(path: Path, shape: Shape) -> np.ndarray:
     try:
         values = np.asanyarray(_open(path).dataobj)
+    except InputError:
+        raise
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from error
     if values.dtype.kind not in "biuf":
