@@ -139,6 +139,13 @@ def torn(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-30])
 
 
+def of_two_samples_a_pixel(folder: Path) -> None:
+    file = folder / "0002.dcm"
+    tag = b"\x28\x00\x02\x00US\x02\x00"
+    assert file.read_bytes().count(tag + b"\x01") == 1
+    file.write_bytes(file.read_bytes().replace(tag + b"\x01", tag + b"\x02"))
+
+
 def sheared(folder: Path) -> None:
     for number in range(7):
         change(folder / f"000{number + 1}.dcm", ImagePositionPatient=[-10, -20 + 0.3 * number, -30 + 1.5 * number])
@@ -161,6 +168,7 @@ BAD_SERIES: dict[Callable[[Path], None], str] = {
     without_position: r"expected 3 numbers under \(0020,0032\), which place a slice, got '' in 0002.dcm",
     of_one_slice: r"expected a series of several slices, got one file",
     torn: r"expected a whole, readable DICOM series, got '0007.dcm: no image that can be read'\. Copy or",
+    of_two_samples_a_pixel: r"expected a whole, readable DICOM series, got '.*SamplesPerPixel.*'\. Copy or export it",
     sheared: r"expected axes at right angles, got a sheared affine",
     too_thick: r"expected voxels of 0\.3 to 4\.0 mm, got 1 x 1\.2 x 5 mm",
 }

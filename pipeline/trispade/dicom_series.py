@@ -117,8 +117,11 @@ def _check_steps(folder: Path, slices: Sequence[_Slice], steps_mm: np.ndarray) -
 def _files_of_the_series(folder: Path) -> list[str]:
     import itk  # here, since it takes seconds
 
-    names = itk.GDCMSeriesFileNames.New(Directory=str(folder), UseSeriesDetails=False, Recursive=False)
-    files = [list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()]
+    try:
+        names = itk.GDCMSeriesFileNames.New(Directory=str(folder), UseSeriesDetails=False, Recursive=False)
+        files = [list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()]
+    except RuntimeError as error:
+        raise OSError(end_of_message(error)) from error
     listed = {Path(file).name for each in files for file in each}
     torn = [file.name for file in sorted(folder.iterdir()) if file.name not in listed and _begins_as_dicom(file)]
     if torn:  # itk passes over them, and a volume without its last slice would look whole
