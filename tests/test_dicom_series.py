@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -74,9 +76,36 @@ def test_a_series_is_a_scan_for_training_where_its_grid_is_that_of_the_label_map
     t1w = LoadT1wd("t1w", "label_map")(data)["t1w"]
     np.testing.assert_array_equal(t1w.numpy()[0], VOLUME)
     row = {"case_id": "a", "person_id": "a", "split": "gan_train", "label": "dseg.nii.gz", "image": "t1w"}
-    manifest = f'{{"name": "d", "label_scheme": "freesurfer", "training": [{row!r}]}}'.replace("'", '"')
-    (tmp_path / "m.json").write_text(manifest)
+    (tmp_path / "m.json").write_text(json.dumps({"name": "d", "label_scheme": "freesurfer", "training": [row]}))
     assert read_manifest(tmp_path / "m.json", tmp_path).cases[0].image == series
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR"])
+def test_a_series_comes_in_the_order_of_its_label_map_and_without_slices_that_this_leaves_out(
+    series: Path, tmp_path: Path, orientation: str
+) -> None:
+    cut = nib.Nifti1Image(VOLUME[1:, :, 2:6], AFFINE @ nib.affines.from_matvec(np.eye(3), (1, 0, 2)))
+    turn = nib.orientations.ornt_transform(nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(orientation))
+    nib.save(cut.as_reoriented(turn), tmp_path / "dseg.nii.gz")
+    data = LoadLabelMapd("label_map")({"label_map": str(tmp_path / "dseg.nii.gz"), "t1w": str(series)})
+    t1w = LoadT1wd("t1w", "label_map")(data)["t1w"]
+    np.testing.assert_array_equal(t1w.numpy(), data["label_map"].numpy())
+    np.testing.assert_array_equal(t1w.affine, data["label_map"].affine)
+    row = {"case_id": "a", "person_id": "a", "split": "gan_train", "label": "dseg.nii.gz", "image": "t1w"}
+    (tmp_path / "m.json").write_text(json.dumps({"name": "d", "label_scheme": "freesurfer", "training": [row]}))
+    assert len(read_manifest(tmp_path / "m.json", tmp_path).cases) == 1
+
+
+@pytest.mark.parametrize("moved", [(0.5, 0, 0), (-1, 0, 0), (0, 0, 1)])
+def test_a_series_that_does_not_have_every_voxel_of_its_label_map_is_refused(
+    series: Path, tmp_path: Path, moved: tuple[float, ...]
+) -> None:
+    write_nifti(tmp_path / "dseg.nii.gz", VOLUME, AFFINE @ nib.affines.from_matvec(np.eye(3), moved), dtype=np.int16)
+    data = LoadLabelMapd("label_map")({"label_map": str(tmp_path / "dseg.nii.gz"), "t1w": str(series)})
+    with pytest.raises(
+        InputError, match=r"t1w: expected the affine of .*dseg\.nii\.gz, got one that differs from it by"
+    ):
+        LoadT1wd("t1w", "label_map")(data)
 
 
 def test_the_hash_of_a_series_changes_with_each_of_its_files(series: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from trispade.errors import InputError
+from trispade.geometry import Grid, Window
 from trispade.labels import LabelScheme, data_manifests_folder, load_scheme
 from trispade.nifti import check_same_grid, header_of, read_label_map
 from trispade.segment_names import segment_labels_of, segments_to_ids
@@ -292,6 +293,8 @@ def _grid_or_fault(path: Path) -> tuple[_Grid | None, list[str]]:
 
 
 def _grid_faults(label: Path, label_grid: _Grid, image: Path, image_grid: _Grid) -> list[str]:
+    if image.is_dir() and Window.find(Grid(*label_grid), Grid(*image_grid)) is not None:
+        return []
     try:
         check_same_grid(label, label_grid[0], label_grid[1], image, image_grid[0], image_grid[1])
     except InputError as error:
