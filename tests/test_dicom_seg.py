@@ -214,7 +214,7 @@ def of_too_many_voxels(path: Path) -> Path:
 
 BAD_FILES: dict[Callable[[Path], Path], str] = {
     overlapping: r"expected segments that do not overlap, got segments 2 and 1 in one voxel\. Save it without overlaps",
-    fractional: r"expected a segmentation of type BINARY or LABELMAP, got FRACTIONAL\. Save it with each voxel in one",
+    fractional: r"expected a segmentation of type BINARY or LABELMAP, got 'FRACTIONAL'\. Save it with each voxel",
     of_a_scan: r"expected a DICOM SEG, got another DICOM file, or none\. Name the folder of a T1w's series, or",
     cut: r"expected a whole, readable DICOM file, got '.*'\. Copy or export it again",
     cut_in_its_bits: r"expected a whole, readable DICOM file, got '.*'\. Copy or export it again",

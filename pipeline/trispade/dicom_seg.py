@@ -106,7 +106,7 @@ def open_dicom_seg(path: str | Path) -> DicomSegImage:
         kind, num_frames = str(dataset.SegmentationType), int(dataset.get("NumberOfFrames", 1))
         if kind not in ("BINARY", "LABELMAP"):
             remedy = "Save it with each voxel in one segment or none."
-            raise InputError.of(path, "a segmentation of type BINARY or LABELMAP", kind, remedy)
+            raise InputError.of(path, "a segmentation of type BINARY or LABELMAP", repr(kind), remedy)
         if num_frames > MOST_FRAMES:
             raise InputError.of(path, f"at most {MOST_FRAMES} frames", str(num_frames), _REMEDY)
         positions, directions, spacing = _places(path, dataset, num_frames)

@@ -155,12 +155,12 @@ def _read_slice(folder: Path, file: str) -> _Slice:
     tags = header.GetMetaDataDictionary()
     modality = _text(tags, _MODALITY)
     if modality != "MR":
-        found = f"{modality or 'none'} in {Path(file).name}"
+        found = f"{modality!r} in {Path(file).name}"
         raise InputError.of(folder, "a series of modality MR", found, "Name the folder of the T1w.")
     num_frames = _text(tags, _NUM_FRAMES) or "1"
     if num_frames != "1":
         remedy = "Convert it to one file a slice, or to NIfTI."
-        raise InputError.of(folder, "one slice a file", f"{num_frames} in {Path(file).name}", remedy)
+        raise InputError.of(folder, "one slice a file", f"{num_frames!r} in {Path(file).name}", remedy)
     position, directions = _numbers(folder, file, tags, _POSITION, 3), _numbers(folder, file, tags, _DIRECTIONS, 6)
     spacing = _numbers(folder, file, tags, _PIXEL_SPACING, 2)
     shape = (int(header.GetDimensions(0)), int(header.GetDimensions(1)))

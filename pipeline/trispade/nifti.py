@@ -309,7 +309,8 @@ def _voxels(path: Path, shape: Shape) -> np.ndarray:
 
 
 def _unreadable(path: Path, error: BaseException) -> InputError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    words = " ".join(str(error).split()) or type(error).__name__
+    reason = "".join(each if each.isprintable() else "?" for each in words)[:300]  # it may quote the file
     what = "DICOM series" if path.is_dir() else f"{_format(path)} file"
     return InputError.of(path, f"a whole, readable {what}", f"'{reason}'", "Copy or export it again.")
 
