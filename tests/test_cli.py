@@ -143,7 +143,8 @@ def test_ctrl_c_ends_with_the_exit_code_of_an_interrupt(
 def test_synthesize_runs_inference_on_what_it_is_given(stages: list[Any], phantoms: Path, tmp_path: Path):
     label_map = phantoms / "sub-01" / "anat" / "sub-01_dseg.nii.gz"
     assert f"T1w volumes in {tmp_path}" in invoke("synthesize", label_map, "-o", tmp_path).stdout
-    invoke("synthesize", phantoms, "-o", tmp_path, "--unknown-labels", "background", "--overwrite")
+    more = ("--unknown-labels", "background", "--overwrite", "--format", "dicom")
+    invoke("synthesize", phantoms, "-o", tmp_path, *more)
     (one, preset, values), (folder, _, folder_values) = stages
     assert (one, folder, preset) == ("inference", "inference", "compact")
     assert (values["input"], values["dataset_dir"], values["label_scheme"]) == (
@@ -153,6 +154,7 @@ def test_synthesize_runs_inference_on_what_it_is_given(stages: list[Any], phanto
     )
     assert (folder_values["input"], folder_values["dataset_dir"]) == (phantoms, phantoms)
     assert (values["unknown_labels"], folder_values["unknown_labels"]) == ("error", "background")
+    assert (values["output_format"], folder_values["output_format"]) == ("nifti", "dicom")
     assert (values["overwrite"], folder_values["overwrite"]) == (False, True)
 
 

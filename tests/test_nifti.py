@@ -167,7 +167,6 @@ def write_rgb(folder: Path) -> Path:
 
 BAD_FILES = {
     write_missing: "expected a NIfTI file, got no file of this name",
-    write_folder: "expected a NIfTI file, got a folder",
     write_text: "expected a whole, readable NIfTI file",
     write_gzipped_text: "expected a whole, readable NIfTI file",
     write_empty_file: "expected a whole, readable NIfTI file",
@@ -190,6 +189,13 @@ def test_each_bad_file_is_one_line_that_names_it(tmp_path: Path, write, reader) 
         reader(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_label_map_and_a_scan_only_if_it_holds_a_dicom_series(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.nii\.gz: expected a NIfTI file, got a folder\. Name one file in it"):
+        read_label_map(write_folder(tmp_path))
+    with pytest.raises(InputError, match=r"expected a folder with one DICOM series, got a folder without DICOM files"):
+        read_t1w(tmp_path / "a.nii.gz")
 
 
 BAD_AFFINES = {

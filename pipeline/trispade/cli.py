@@ -78,6 +78,15 @@ class Arm(str, Enum):
     real_all = "real_all"
 
 
+class OutputFormat(str, Enum):
+    """What a synthetic volume is written as."""
+
+    nifti = "nifti"
+    mgz = "mgz"
+    dicom = "dicom"
+    bids = "bids"
+
+
 class UnknownLabels(str, Enum):
     """What to do with label ids that the scheme does not have."""
 
@@ -106,7 +115,9 @@ def _start(
 def synthesize(
     labels: Annotated[
         Path,
-        typer.Argument(metavar="LABELS", help="A label map (NIfTI, MGZ, NRRD), a folder of label maps, or a manifest."),
+        typer.Argument(
+            metavar="LABELS", help="A label map (NIfTI, MGZ, NRRD, DICOM SEG), a folder of them, or a manifest."
+        ),
     ],
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the T1w volumes go.")],
     scheme: Scheme = "freesurfer",
@@ -121,6 +132,10 @@ def synthesize(
     fusion: Annotated[
         str, typer.Option(help="fidelity (nearest to the real scan) or realism (as sharp as one).")
     ] = "fidelity",
+    output_format: Annotated[
+        OutputFormat,
+        typer.Option("--format", help="NIfTI, MGZ, DICOM series, or NIfTI in a BIDS derivatives data set."),
+    ] = OutputFormat.nifti,
     bundle: Bundle = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Make finished volumes again, and replace other files of their names.")
@@ -141,6 +156,7 @@ def synthesize(
         dataset_dir=dataset_dir or (labels if labels.is_dir() else labels.parent),
         model_file=model,
         fusion=fusion,
+        output_format=output_format.value,
         overwrite=overwrite,
     )
     typer.echo(f"T1w volumes in {output_dir}")

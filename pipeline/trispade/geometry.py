@@ -25,6 +25,7 @@ Shape = tuple[int, int, int]
 Triple = tuple[float, float, float]
 
 SAME_SPACING_MM = 1e-3
+SAME_GRID_MM = 1e-3
 
 
 def slice_axis(plane: Plane) -> int:
@@ -87,6 +88,42 @@ class Grid:
         """Voxel size along each axis."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Where the voxels of a grid are among those of another one, whose axes may have another order or direction.
+
+    Attributes:
+        turn: nibabel's orientation that brings the other grid's axes into this one's order.
+        start: index of this grid's first voxel after that turn.
+        shape: of this grid.
+    """
+
+    turn: np.ndarray
+    start: Shape
+    shape: Shape
+
+    @classmethod
+    def find(cls, target: Grid, source: Grid) -> Window | None:
+        """Find a grid's voxels in another one; None if one of them lies between or outside its voxels."""
+        axes = [nib.io_orientation(grid.affine) for grid in (source, target)]
+        turn = nib.orientations.ornt_transform(*axes)
+        turned = source.affine @ nib.orientations.inv_ornt_aff(turn, source.shape)
+        extents = np.empty(3, int)
+        extents[turn[:, 0].astype(int)] = source.shape
+        start = np.rint(np.linalg.solve(turned, target.affine)[:3, 3]).astype(int)
+        turned[:3, 3] += turned[:3, :3] @ start
+        aligned = np.abs(turned - target.affine).max() <= SAME_GRID_MM
+        if not aligned or (start < 0).any() or (start + target.shape > extents).any():
+            return None
+        x, y, z = (int(each) for each in start)
+        return cls(turn, (x, y, z), target.shape)
+
+    def cut(self, volume: np.ndarray) -> np.ndarray:
+        """Give the voxels of this grid of a volume (X, Y, Z) on the other one; a view."""
+        ends = zip(self.start, self.shape, strict=True)
+        return nib.orientations.apply_orientation(volume, self.turn)[tuple(slice(at, at + n) for at, n in ends)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from trispade.errors import InputError
+from trispade.geometry import Grid, Window
 from trispade.labels import LabelScheme, data_manifests_folder, load_scheme
 from trispade.nifti import check_same_grid, header_of, read_label_map
+from trispade.segment_names import segment_labels_of, segments_to_ids
 
 LIST_OF_SPLIT = {"gan_train": "training", "fusion_train": "training", "val": "validation", "test": "test"}
 SPLITS = tuple(LIST_OF_SPLIT)
@@ -291,6 +293,8 @@ def _grid_or_fault(path: Path) -> tuple[_Grid | None, list[str]]:
 
 
 def _grid_faults(label: Path, label_grid: _Grid, image: Path, image_grid: _Grid) -> list[str]:
+    if image.is_dir() and Window.find(Grid(*label_grid), Grid(*image_grid)) is not None:
+        return []
     try:
         check_same_grid(label, label_grid[0], label_grid[1], image, image_grid[0], image_grid[1])
     except InputError as error:
@@ -302,7 +306,10 @@ def _label_problems(cases: Iterable[tuple[str, Case]], scheme: LabelScheme) -> l
     problems = []
     for place, case in cases:
         try:
-            scheme.to_indices(read_label_map(case.label)[0], str(case.label))
+            ids, labels = read_label_map(case.label)[0], segment_labels_of(case.label)
+            if labels is not None:
+                ids = segments_to_ids(ids, labels, scheme, str(case.label))
+            scheme.to_indices(ids, str(case.label))
         except InputError as error:
             problems.append(f"{place}: {error}")
     return problems

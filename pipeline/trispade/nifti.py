@@ -1,4 +1,4 @@
-"""NIfTI files in and out, MGZ (FreeSurfer) and NRRD in.
+"""NIfTI and MGZ (FreeSurfer) files in and out; NRRD, a folder of one DICOM series (T1w) and DICOM SEG (label maps) in.
 
 Each problem that a person can have with a file becomes one line that names it.
 """
@@ -21,6 +21,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.freesurfer.mghformat import MGHError
 from nibabel.spatialimages import HeaderDataError
 
+from trispade.dicom_seg import DicomSegImage, is_dicom_seg, open_dicom_seg
+from trispade.dicom_series import DicomSeriesImage, open_dicom_series
 from trispade.durable import sync_file, sync_folder
 from trispade.errors import InputError
 from trispade.nrrd import NrrdImage, open_nrrd
@@ -39,14 +41,16 @@ _GEOMETRY_FIELDS = (
 )
 _READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zlib.error, HeaderDataError, ImageFileError, MGHError)
 
-_FORMATS = {".mgz": "MGZ", ".nrrd": "NRRD"}
+_FORMATS = {".mgz": "MGZ", ".nrrd": "NRRD", ".dcm": "DICOM"}
 """By the suffix; NIfTI is every other."""
+
+_IMAGES = (nib.Nifti1Pair, nib.MGHImage, NrrdImage, DicomSeriesImage, DicomSegImage)
 
 Shape = tuple[int, int, int]
 
 
 def header_of(path: str | Path) -> tuple[Shape, np.ndarray]:
-    """Shape and affine of a 3D NIfTI, MGZ or NRRD file, checked, without reading its voxels.
+    """Shape and affine of a 3D NIfTI, MGZ or NRRD file, a DICOM series or SEG, checked, without reading its voxels.
 
     Returns:
         (X, Y, Z) and the (4, 4) float64 affine, voxel -> RAS+ mm.
@@ -67,12 +71,16 @@ def read_label_map(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a label map.
 
     Returns:
-        (X, Y, Z) int32 label ids in the file's own axis order, and the (4, 4) float64 affine, voxel -> RAS+ mm.
+        (X, Y, Z) int32 label ids in the file's own axis order, and the (4, 4) float64 affine, voxel -> RAS+ mm. Of a
+        DICOM SEG the ids are segment numbers (`trispade.segment_names`).
 
     Raises:
-        InputError: as `header_of`, and if a value is no integer, is negative or beyond int32, or no voxel is labelled.
+        InputError: as `header_of`, and if a value is no integer, is negative or beyond int32, or no voxel is labelled,
+            or if it is a folder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError.of(path, _a_file(path), "a folder", "Name one file in it.")
     shape, affine = header_of(path)
     values = _voxels(path, shape)
     _check_label_ids(path, values)
@@ -106,7 +114,7 @@ def check_label_map(label_map: np.ndarray, affine: np.ndarray, name: str) -> tup
 
 
 def read_t1w(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a T1w scan.
+    """Read a T1w scan, a file or a folder with one DICOM series.
 
     Returns:
         (X, Y, Z) float32 intensities in the file's own units and axis order, and the (4, 4) float64 affine.
@@ -168,7 +176,7 @@ def write_nifti(
         array: (X, Y, Z), cast to `dtype` without scaling.
         affine: (4, 4), voxel -> RAS+ mm.
         like: header, or file, whose units and space codes are kept (the exact qform and sform if the affine agrees);
-            where it is of MGZ or NRRD, which have none, millimetres and the scanner's space.
+            where it is of another format, which has none, millimetres and the scanner's space.
         dtype: type on disk.
         sidecar: content of the JSON file of the same name, in place before the image is.
 
@@ -180,10 +188,33 @@ def write_nifti(
         raise InputError.of(path, "a name that ends in .nii.gz or .nii", path.name, "Change the name of the output.")
     header = _open(Path(like)).header if isinstance(like, str | Path) else like
     image = _image_like(np.asarray(array).astype(dtype), np.asarray(affine, np.float64), header)
+    _save(image, path, path.with_name(name_without_suffix(path) + ".json"), sidecar)
+
+
+def write_mgz(
+    path: str | Path,
+    array: np.ndarray,
+    affine: np.ndarray,
+    dtype: npt.DTypeLike = np.float32,
+    sidecar: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a volume as MGZ, as `write_nifti` writes it, and its sidecar as `<name>.mgz.json`.
+
+    Raises:
+        InputError: if the folder cannot be made or written to.
+    """
+    path = Path(path)
+    image = nib.MGHImage(np.asarray(array).astype(dtype), np.asarray(affine, np.float64))
+    _save(image, path, path.with_name(f"{path.name}.json"), sidecar)
+
+
+def _save(
+    image: nib.spatialimages.SpatialImage, path: Path, sidecar_file: Path, sidecar: Mapping[str, Any] | None
+) -> None:
     with replacing(path) as partial_path:
         nib.save(image, partial_path)
         if sidecar is not None:
-            with replacing(path.with_name(name_without_suffix(path) + ".json")) as partial_sidecar:
+            with replacing(sidecar_file) as partial_sidecar:
                 partial_sidecar.write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
 
 
@@ -215,26 +246,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def name_without_suffix(path: str | Path) -> str:
-    """File name without `.nii.gz`, `.nii`, `.mgz`, `.nrrd` or, as 3D Slicer names segmentations, `.seg.nrrd`."""
+    """File name without `.nii.gz`, `.nii`, `.mgz`, `.nrrd`, `.dcm` or, of segmentations, `.seg.nrrd`, `.seg.dcm`."""
     name = Path(path).name
-    if name.endswith(".nrrd"):
-        return name.removesuffix(".nrrd").removesuffix(".seg")
+    if name.endswith((".nrrd", ".dcm")):
+        return name.removesuffix(".nrrd").removesuffix(".dcm").removesuffix(".seg")
     return name.removesuffix(".gz").removesuffix(".nii").removesuffix(".mgz")
 
 
 def _open(path: Path) -> nib.spatialimages.SpatialImage:
     if not path.exists():
         raise InputError.of(path, _a_file(path), "no file of this name", "Check the path.")
-    if path.is_dir():
-        raise InputError.of(path, _a_file(path), "a folder", "Name one file in it.")
     try:
-        check_start(path)
-        image = open_nrrd(path) if path.suffix == ".nrrd" else nib.load(path)
+        image = _load(path)
     except InputError:
         raise
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from error
-    if not isinstance(image, nib.Nifti1Pair | nib.MGHImage | NrrdImage):
+    if not isinstance(image, _IMAGES):
         raise InputError.of(
             path,
             "a NIfTI, MGZ or NRRD file",
@@ -244,8 +272,22 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
     return image
 
 
+def _load(path: Path) -> nib.spatialimages.SpatialImage:
+    if path.is_dir():
+        return open_dicom_series(path)
+    check_start(path)
+    if path.suffix == ".nrrd":
+        return open_nrrd(path)
+    if is_dicom_seg(path):
+        return open_dicom_seg(path)
+    if path.suffix == ".dcm":
+        remedy = "Name the folder of a T1w's series, or a label map as DICOM SEG."
+        raise InputError.of(path, "a DICOM SEG", "another DICOM file, or none", remedy)
+    return nib.load(path)
+
+
 def _a_file(path: Path) -> str:
-    return f"{'an' if path.suffix in _FORMATS else 'a'} {_format(path)} file"
+    return f"{'an' if path.suffix in ('.mgz', '.nrrd') else 'a'} {_format(path)} file"
 
 
 def _format(path: Path) -> str:
@@ -255,6 +297,8 @@ def _format(path: Path) -> str:
 def _voxels(path: Path, shape: Shape) -> np.ndarray:
     try:
         values = np.asanyarray(_open(path).dataobj)
+    except InputError:
+        raise
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from error
     if values.dtype.kind not in "biuf":
@@ -265,10 +309,10 @@ def _voxels(path: Path, shape: Shape) -> np.ndarray:
 
 
 def _unreadable(path: Path, error: BaseException) -> InputError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError.of(
-        path, f"a whole, readable {_format(path)} file", f"'{reason}'", "Copy or export the file again."
-    )
+    words = " ".join(str(error).split()) or type(error).__name__
+    reason = "".join(each if each.isprintable() else "?" for each in words)[:300]  # it may quote the file
+    what = "DICOM series" if path.is_dir() else f"{_format(path)} file"
+    return InputError.of(path, f"a whole, readable {what}", f"'{reason}'", "Copy or export it again.")
 
 
 def _spatial_shape(path: str | Path, shape: tuple[int, ...]) -> Shape:
@@ -332,7 +376,7 @@ def _image_like(array: np.ndarray, affine: np.ndarray, like: nib.spatialimages.S
     if not isinstance(like, nib.Nifti1Header):
         image = nib.Nifti1Image(array, affine)
         image.header.set_xyzt_units("mm")
-        if like is not None:  # MGZ, NRRD: FreeSurfer's own converter too calls it the scanner's
+        if like is not None:  # MGZ, NRRD, DICOM: FreeSurfer's own converter too calls it the scanner's
             image.set_sform(affine, "scanner")
             image.set_qform(affine, "scanner")
         return image

@@ -38,7 +38,7 @@ class _Voxels:
         try:
             reader.Update()
         except RuntimeError as error:
-            raise OSError(_reason(error)) from error
+            raise OSError(end_of_message(error)) from error
         return itk.array_from_image(reader.GetOutput()).transpose().astype(dtype or self.dtype, copy=False)
 
 
@@ -82,10 +82,10 @@ def _read_header(path: Path) -> Any:
     try:
         header.ReadImageInformation()
     except RuntimeError as error:
-        raise OSError(_reason(error)) from error
+        raise OSError(end_of_message(error)) from error
     return header
 
 
-def _reason(error: RuntimeError) -> str:
-    """End of itk's message: what comes before it names places in its source."""
+def end_of_message(error: RuntimeError) -> str:
+    """End of a message of itk's: what comes before it names places in its source."""
     return str(error).strip().splitlines()[-1].rpartition(": ")[-1]

@@ -79,7 +79,7 @@ def test_a_folder_without_label_maps_is_an_input_error(tmp_path):
     touch(tmp_path / "notes.txt")
     with pytest.raises(
         InputError,
-        match=r"expected a folder with label maps \(\*.nii.gz, \*.nii, \*.nrrd, aparc\+aseg.mgz\), got none in it",
+        match=r"expected a folder with label maps \(\*.nii.gz, \*.nii, \*.nrrd, DICOM SEG, aparc\+aseg.mgz\), got none",
     ):
         list_label_maps(tmp_path)
 

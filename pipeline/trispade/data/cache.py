@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from trispade.data.entries import KEY_LENGTH, entries_of, load_array, store_entry
 from trispade.data.quantised import dequantise, quantise
+from trispade.digests import files_in, sha256_of
 from trispade.errors import InputError, find_input_error
 from trispade.geometry import PLANES, Plane, WorkingGrid, slice_axis
 from trispade.labels import Vocabulary
@@ -228,24 +229,16 @@ def _key(chain: str, sources: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _describe(path: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Hash a file; what is known of it counts while its size and time are the same, or where the file is absent."""
+    """Hash a file or a series; what is known of it counts while its size and time stay, or where it is absent."""
     if not path.exists():
         if known is not None:
             return dict(known)
         raise InputError.of(path, "a file", "nothing there", "Check --dataset_dir and the manifest.")
-    stat = path.stat()
-    if known is not None and (known["bytes"], known["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns):
+    stats = [file.stat() for file in files_in(path)]
+    size, time_ns = sum(each.st_size for each in stats), max((each.st_mtime_ns for each in stats), default=0)
+    if known is not None and (known["bytes"], known["mtime_ns"]) == (size, time_ns):
         return dict(known)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-    return {"name": path.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+    return {"name": path.name, "bytes": size, "mtime_ns": time_ns, "sha256": sha256_of(path)}
 
 
 def _write_settings(cache_dir: Path, settings: Mapping[str, Any]) -> None:

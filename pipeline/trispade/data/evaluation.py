@@ -23,6 +23,7 @@ from scipy import ndimage
 
 from trispade.data.entries import KEY_LENGTH, store_entry
 from trispade.data.quantised import dequantise, quantise
+from trispade.digests import sha256_of
 from trispade.errors import InputError
 from trispade.transforms import fingerprint
 
@@ -153,7 +154,7 @@ class EvaluationStore:
         return self.folder / f"{item['case_id']}-{key[:KEY_LENGTH]}"
 
     def _key(self, item: Mapping[str, Any]) -> str:
-        sources = [_sha256_of_file(item[name]) for name in ("label_path", "t1w_path")]
+        sources = [sha256_of(item[name]) for name in ("label_path", "t1w_path")]
         content = [EVALUATION_FORMAT, self._chain, sources, self.made_with, item["person_id"]]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -164,11 +165,3 @@ def _read_record(folder: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except ValueError as error:
         raise InputError.of(path, "the record of a case", "text that is not JSON", f"Remove {folder}.") from error
-
-
-def _sha256_of_file(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

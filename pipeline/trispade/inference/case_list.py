@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trispade.distributed import gather, refuse_lone_ranks
+from trispade.dicom_seg import is_dicom_seg
+from trispade.distributed import by_first_rank, gather, refuse_lone_ranks
 from trispade.errors import InputError
 from trispade.inference.model_files import read_model_record
 from trispade.labels import LabelScheme
 from trispade.manifests import Case, Manifest, read_manifest
 from trispade.nifti import name_without_suffix
-from trispade.transforms import SaveSyntheticd, output_files
-from trispade.transforms.label_map import SUFFIX
+from trispade.transforms import SaveSyntheticd
+from trispade.transforms.output_format import SUFFIX, write_dataset_files
 
 logger = logging.getLogger(__name__)
 
-_LABEL_MAP_ENDINGS = (".nii.gz", ".nii", ".nrrd")
+_LABEL_MAP_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".dcm")
 _FREESURFER_NAME = "aparc+aseg.mgz"  # the other MGZ files of a subject's folder are mostly images
 
 
@@ -33,8 +34,8 @@ def list_label_maps(
 
     Args:
         source: one label map; a folder, searched for label maps at any depth (``*_dseg.nii.gz`` if it holds such files,
-            all NIfTI and NRRD files but synthetic ones otherwise, ``aparc+aseg.mgz`` if there is none); or a manifest.
-            Its files are not looked at: a bad one fails when its turn comes, and the others run.
+            all NIfTI, NRRD and DICOM SEG files but synthetic ones otherwise, ``aparc+aseg.mgz`` if there is none); or a
+            manifest. What is in its files is not looked at: a bad one fails when its turn comes, and the others run.
         dataset_dir: what a manifest's paths are relative to; its own folder if None.
         splits: of a manifest; all if None.
         scheme: that the label ids will be read with; a manifest must be of the same.
@@ -83,11 +84,12 @@ def _some(manifest: Manifest, cases: Sequence[Case]) -> Sequence[Case]:
 def _list_folder(folder: Path) -> list[dict[str, Any]]:
     files = sorted(file for file in folder.rglob("*") if file.name.endswith(_LABEL_MAP_ENDINGS))
     files = [file for file in files if not file.name.startswith(".") and SUFFIX not in file.name]
+    files = [file for file in files if file.suffix != ".dcm" or is_dicom_seg(file)]
     files = [file for file in files if "_dseg." in file.name] or files or sorted(folder.rglob(_FREESURFER_NAME))
     if not files:
         raise InputError.of(
             folder,
-            f"a folder with label maps (*.nii.gz, *.nii, *.nrrd, {_FREESURFER_NAME})",
+            f"a folder with label maps (*.nii.gz, *.nii, *.nrrd, DICOM SEG, {_FREESURFER_NAME})",
             "none in it",
             "Check --input.",
         )
@@ -165,17 +167,20 @@ def leave_finished_out(
         world_size: number of processes.
 
     Raises:
-        InputError: before any time is spent on a case, if the output folder cannot be written to, or if there are files
-            in it under a case's name that trispade did not make.
+        InputError: before any time is spent on a case, if the output folder cannot be written to, if there are files in
+            it under a case's name that trispade did not make, or if two cases would get one name.
     """
     refuse_lone_ranks()
     folder = Path(save.output_dir)
+    _check_names_differ([case["case_id"] for case in cases], save)
     _check_writable(folder)
+    if save.output_format == "bids":
+        by_first_rank(write_dataset_files)(folder)
     if overwrite:
         return list(cases)[rank::world_size]
     own = list(cases)[rank::world_size]
     case_ids = [case["case_id"] for case in own]
-    in_the_way = [output_files(folder, case_id)[0].name for case_id in case_ids if save.is_in_the_way(case_id)]
+    in_the_way = [save.files_of(case_id)[0].name for case_id in case_ids if save.is_in_the_way(case_id)]
     in_the_way = sorted(name for part in gather(in_the_way) for name in part)
     if in_the_way:
         raise InputError.of(
@@ -191,6 +196,16 @@ def leave_finished_out(
         left_alone = len(cases) - len(unfinished)
         logger.info("%d of %d volumes are finished in %s and left alone", left_alone, len(cases), folder)
     return unfinished[rank::world_size]
+
+
+def _check_names_differ(case_ids: Sequence[str], save: SaveSyntheticd) -> None:
+    """Two cases may get one name where the format allows few characters."""
+    by_name: dict[Path, str] = {}
+    for case_id in case_ids:
+        path = save.files_of(case_id)[0]
+        if by_name.setdefault(path, case_id) != case_id:
+            found = f"{by_name[path]} and {case_id} under {path.name}"
+            raise InputError.of(save.output_dir, "a name for each case", found, "Rename one of the label maps.")
 
 
 def _check_writable(folder: Path) -> None:

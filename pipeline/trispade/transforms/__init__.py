@@ -8,6 +8,6 @@ from trispade.transforms.label_map import (
     MapLabelsd,
     SaveSyntheticd,
     ToWorkingGridd,
-    output_files,
 )
+from trispade.transforms.output_format import output_files
 from trispade.transforms.t1w import CorrectBiasd, LoadT1wd, MaskBackgroundd, ScaleIntensityd

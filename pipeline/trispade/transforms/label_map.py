@@ -1,12 +1,11 @@
 """The label path, the same in training and inference: file -> class indices on the working grid, and the way back.
 
-The way back ends in a NIfTI file on the label map's own grid, with a sidecar that says what it is.
+The way back ends in a file, or a series of files, on the label map's own grid, with a sidecar that says what it is.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -20,18 +19,28 @@ from monai.transforms import MapTransform
 from nibabel.spatialimages import SpatialImage
 
 import trispade
+from trispade.digests import sha256_of
 from trispade.errors import InputError
 from trispade.geometry import Grid, WorkingGrid
 from trispade.labels import LabelScheme, fill_brain, load_scheme
-from trispade.nifti import check_label_map, name_without_suffix, read_label_map, write_nifti
+from trispade.nifti import check_label_map, name_without_suffix, read_label_map
+from trispade.segment_names import segment_labels_of, segments_to_ids
 from trispade.transforms.fingerprint import fingerprint
+from trispade.transforms.output_format import (
+    MAKER,
+    check_format,
+    output_files,
+    remove_volume,
+    write_dataset_files,
+    write_volume,
+)
 
 BACKGROUND_VALUE = -1.0
 CSF_CLASS = "csf"
-SUFFIX = "_desc-synthetic_T1w"
-MAKER = "trispade"
 MADE_WITH = ("SourceSha256", "LabelScheme", "LabelSchemeSha256", "ValueRange", "DataType", "Settings")
 """Entries of a sidecar that, with the hash of the model, decide what the volume is."""
+SEGMENT_LABELS = "segment_labels"
+"""Key of the metadata of a label map whose voxels are segment numbers: segment number -> segment label."""
 _LABEL_SUFFIXES = ("_dseg", "_labels", "_label", "_seg")
 
 Data = Mapping[Hashable, Any]
@@ -40,7 +49,8 @@ Data = Mapping[Hashable, Any]
 class LoadLabelMapd(MapTransform):
     """Read label maps: path -> (1, X, Y, Z) int32 label ids on the file's own grid.
 
-    The tensor's affine is the file's; its metadata holds `filename`, `source_shape` and `source_affine`. An image that
+    The tensor's affine is the file's; its metadata holds `filename`, `source_shape` and `source_affine`, and of a DICOM
+    SEG, whose voxels are segment numbers, `segment_labels`, by which `MapLabelsd` knows them. An image that
     other software has loaded already, a nibabel image or a MetaTensor of (1, X, Y, Z), is checked and taken as a file
     is; the MetaTensor keeps its metadata.
 
@@ -56,7 +66,7 @@ class LoadLabelMapd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             image = result[key]
-            result[key] = tensor_of_file(*read_label_map(image), image) if _is_path(image) else _loaded(image, key)
+            result[key] = _read(image) if _is_path(image) else _loaded(image, key)
         return result
 
 
@@ -81,9 +91,13 @@ class MapLabelsd(MapTransform):
         """Replace ids by indices."""
         result = dict(data)
         for key in self.key_iterator(result):
-            label_map = result[key]
-            indices = self.scheme.to_indices(array_of(label_map), name_of(label_map, key), self.unknown_labels)
-            result[key] = MetaTensor(torch.from_numpy(indices[None]), meta=dict(label_map.meta))
+            label_map, name = result[key], name_of(result[key], key)
+            ids, meta = array_of(label_map), dict(label_map.meta)
+            labels = meta.pop(SEGMENT_LABELS, None)
+            if labels is not None:
+                ids = segments_to_ids(ids, labels, self.scheme, name, self.unknown_labels)
+            indices = self.scheme.to_indices(ids, name, self.unknown_labels)
+            result[key] = MetaTensor(torch.from_numpy(indices[None]), meta=meta)
         return result
 
 
@@ -195,7 +209,7 @@ class FromWorkingGridd(MapTransform):
 
 
 class SaveSyntheticd(MapTransform):
-    """Write `<case>_desc-synthetic_T1w.nii.gz` and its JSON sidecar on the grid of the input label map.
+    """Write `<case>_desc-synthetic_T1w.nii.gz`, or another format, and its JSON sidecar on the grid of the label map.
 
     The case is `data["case_id"]`, or else the input's file name. The voxels outside the brain (at -1) are exactly the
     lower end of the value range. `data["saved_to"]` holds the path. At any moment a volume with a sidecar is the volume
@@ -210,9 +224,10 @@ class SaveSyntheticd(MapTransform):
         record: what the sidecar says of the model (JSON-able); ``sha256`` is the hash of its weights.
         scheme: the label scheme, for the sidecar.
         settings: other settings that change the volume (JSON-able), for the sidecar.
+        output_format: "nifti", "mgz", "dicom" or "bids" (`trispade.transforms.output_format`).
 
     Raises:
-        InputError: if the folder cannot be written to, or the dtype or range is none of those.
+        InputError: if the folder cannot be written to, or the dtype, range or format is none of those.
     """
 
     def __init__(
@@ -225,8 +240,10 @@ class SaveSyntheticd(MapTransform):
         record: Mapping[str, Any] | None = None,
         scheme: str | Path | LabelScheme | None = None,
         settings: Mapping[str, Any] | None = None,
+        output_format: str = "nifti",
     ) -> None:
         super().__init__(keys)
+        check_format(output_format)
         if dtype not in ("float32", "int16"):
             raise InputError.of("dtype", "float32 or int16", repr(dtype), "Correct the setting.")
         low, high = (float(value) for value in value_range)
@@ -239,24 +256,31 @@ class SaveSyntheticd(MapTransform):
         self.record = None if record is None else dict(record)
         self.scheme = None if scheme is None else load_scheme(scheme)
         self.settings = dict(settings or {})
+        self.output_format = output_format
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write each volume."""
         result = dict(data)
         source = name_of(result[self.label_key], "")
         for key in self.key_iterator(result):
-            path, _ = output_files(self.output_dir, case_name(result, source))
-            volume = self.to_value_range(array_of(result[key]))
+            path, _ = self.files_of(case_name(result, source))
+            volume = self.to_value_range(array_of(result[key])).astype(self.dtype)
             like = source if source and Path(source).is_file() else None
             with contextlib.suppress(OSError):  # what cannot be removed cannot be written either, and that is reported
-                path.unlink()  # the new sidecar, which is there first, must not tell of the old volume
-            write_nifti(path, volume, affine_of(result[key]), like, self.dtype, self._sidecar(source))
+                remove_volume(path)  # the new sidecar, which is there first, must not tell of the old volume
+            if self.output_format == "bids":
+                write_dataset_files(self.output_dir)
+            write_volume(path, volume, affine_of(result[key]), like, self.value_range, self._sidecar(source))
             result["saved_to"] = str(path)
         return result
 
+    def files_of(self, case_id: str) -> tuple[Path, Path]:
+        """Name the volume, a file or a folder, and the sidecar of a case."""
+        return output_files(self.output_dir, case_id, self.output_format)
+
     def is_finished(self, case_id: str, source: str | Path) -> bool:
         """Tell whether a case's volume is there, made from this very file by this model with these settings."""
-        path, sidecar_file = output_files(self.output_dir, case_id)
+        path, sidecar_file = self.files_of(case_id)
         if not path.exists() or not Path(source).is_file():
             return False
         found, wanted = _read_sidecar(sidecar_file), json.loads(json.dumps(self._sidecar(str(source))))
@@ -266,7 +290,7 @@ class SaveSyntheticd(MapTransform):
 
     def is_in_the_way(self, case_id: str) -> bool:
         """Tell whether there is a file of the case's name that trispade did not make."""
-        files = output_files(self.output_dir, case_id)
+        files = self.files_of(case_id)
         sidecar = _read_sidecar(files[1])
         ours = sidecar.get("synthetic") is True and MAKER in json.dumps(sidecar.get("GeneratedBy"))
         return any(file.exists() for file in files) and not ours
@@ -283,7 +307,8 @@ class SaveSyntheticd(MapTransform):
             "synthetic": True,
             "Description": "T1w volume synthesized from a label map; no scan of a person",
             "Sources": [source],
-            "SourceSha256": hashlib.sha256(file.read_bytes()).hexdigest() if source and file.is_file() else None,
+            "SourceSha256": sha256_of(file) if source and file.is_file() else None,
+            "SkullStripped": True,
             "GeneratedBy": [{"Name": MAKER, "Version": trispade.__version__}],
             "LabelScheme": None if scheme is None else scheme.name,
             "LabelSchemeSha256": None if scheme is None else fingerprint([scheme, scheme.trim_csf]),
@@ -304,12 +329,6 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def output_files(output_dir: str | Path, case_id: str) -> tuple[Path, Path]:
-    """Name the volume and the sidecar of a case."""
-    stem = Path(output_dir) / f"{case_id}{SUFFIX}"
-    return stem.with_name(f"{stem.name}.nii.gz"), stem.with_name(f"{stem.name}.json")
-
-
 def case_name(data: Mapping[Hashable, Any], source: str) -> str:
     """Case of an output: `case_id` where the data has it, else the input's file name without its label suffix."""
     if data.get("case_id"):
@@ -328,6 +347,14 @@ def tensor_of_file(volume: np.ndarray, affine: np.ndarray, path: str | Path) -> 
         "source_affine": torch.from_numpy(np.array(affine, np.float64)),
     }
     return MetaTensor(torch.from_numpy(volume[None]), affine=torch.from_numpy(np.array(affine, np.float64)), meta=meta)
+
+
+def _read(path: str | Path) -> MetaTensor:
+    label_map = tensor_of_file(*read_label_map(path), path)
+    labels = segment_labels_of(path)
+    if labels is not None:
+        label_map.meta[SEGMENT_LABELS] = labels
+    return label_map
 
 
 def _is_path(image: Any) -> bool:

@@ -6,12 +6,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from trispade.geometry import Grid
+from trispade.geometry import Grid, Window
 from trispade.intensity import correct_bias, fit_scaling
 from trispade.labels import LabelScheme, load_scheme
 from trispade.nifti import check_same_grid, read_t1w
@@ -23,8 +24,11 @@ Data = Mapping[Hashable, Any]
 class LoadT1wd(MapTransform):
     """Read T1w scans: path -> (1, X, Y, Z) float32 in the file's own units, on the grid of its label map.
 
+    A DICOM series has no axis order of its own, and a DICOM SEG leaves out slices: of a series those voxels are taken,
+    in that order, which the label map has.
+
     Args:
-        keys: paths of scans.
+        keys: paths of scans, files or folders with a DICOM series.
         label_key: label map, already loaded, that must lie on the same grid.
 
     Raises:
@@ -42,6 +46,11 @@ class LoadT1wd(MapTransform):
         for key in self.key_iterator(result):
             t1w, affine = read_t1w(result[key])
             label_name = name_of(label_map, self.label_key)
+            if Path(result[key]).is_dir():
+                label_grid = Grid(array_of(label_map).shape, affine_of(label_map))
+                window = Window.find(label_grid, Grid(t1w.shape, affine))
+                if window is not None:
+                    t1w, affine = np.ascontiguousarray(window.cut(t1w)), label_grid.affine
             check_same_grid(label_name, label_map.shape[1:], affine_of(label_map), result[key], t1w.shape, affine)
             result[key] = tensor_of_file(t1w, affine, result[key])
         return result
