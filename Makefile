@@ -32,6 +32,13 @@ clients:  ## other people's software that needs an environment of its own; see d
 	$(VENV)-clients/bin/python -m pip install --quiet "$(TORCH)"
 	$(VENV)-clients/bin/python -m pip install --quiet --editable . "nvflare>=2.5,<3"
 	OMP_NUM_THREADS=1 $(VENV)-clients/bin/python tests/clients/nvflare_two_sites.py build/nvflare
+	test -d $(VENV)-label || $(PYTHON) -m venv $(VENV)-label
+	$(VENV)-label/bin/python -m pip install --quiet "$(TORCH)" torchvision
+	$(VENV)-label/bin/python -m pip install --quiet monailabel==0.8.5 "pydicom<3" "dicomweb-client<0.60" "pynetdicom<3" "itk>=5.3" monai==1.6.1
+	$(VENV)-clients/bin/trispade package bundle -o build/trispade.zip
+	test -d build/monaibundle || (cd build && ../$(VENV)-label/bin/monailabel apps --download --name monaibundle)
+	OMP_NUM_THREADS=2 $(VENV)-label/bin/python tests/clients/monai_label.py build/monaibundle build/trispade.zip \
+		pipeline/trispade/anatomies/anatomy-1_dseg.nii.gz build/label
 
 format: $(VENV)/.installed-test  ## let ruff put style and format right
 	$(BIN)/ruff check --fix .
@@ -41,7 +48,7 @@ dist: $(VENV)/.installed-test  ## source distribution and wheel, in dist/
 	$(BIN)/python -m build
 
 clean:  ## remove .venv and whatever was built
-	rm -rf $(VENV) $(VENV)-clients build dist demo pipeline/*.egg-info
+	rm -rf $(VENV) $(VENV)-clients $(VENV)-label build dist demo pipeline/*.egg-info
 
 $(VENV)/.installed: $(SETUP)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

@@ -122,9 +122,12 @@ def test_a_synthetic_volume_is_written_on_the_input_grid_in_its_range(
     data = synthetic_case(tmp_path)
     save = SaveSyntheticd("pred", tmp_path / "out", value_range=value_range, dtype=dtype)
 
-    path = save(data)["saved_to"]
+    result = save(data)
 
+    path = result["saved_to"]
     image, source = nib.load(path), nib.load(tmp_path / "a_dseg.nii.gz")
+    np.testing.assert_array_equal(result["pred"][0], np.asarray(image.dataobj, np.float32))
+    np.testing.assert_array_equal(result["pred"].affine, data["pred"].affine)
     assert Path(path) == tmp_path / "out" / "a_desc-synthetic_T1w.nii.gz"
     assert image.get_data_dtype() == np.dtype(dtype)
     np.testing.assert_array_equal(image.affine, source.affine)

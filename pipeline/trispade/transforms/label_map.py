@@ -16,6 +16,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type
 from nibabel.spatialimages import SpatialImage
 
 import trispade
@@ -212,8 +213,9 @@ class SaveSyntheticd(MapTransform):
     """Write `<case>_desc-synthetic_T1w.nii.gz`, or another format, and its JSON sidecar on the grid of the label map.
 
     The case is `data["case_id"]`, or else the input's file name. The voxels outside the brain (at -1) are exactly the
-    lower end of the value range. `data["saved_to"]` holds the path. At any moment a volume with a sidecar is the volume
-    that the sidecar tells of, so that a run that was stopped can go on (`is_finished`).
+    lower end of the value range. Afterwards `data["saved_to"]` holds the path and `data[key]` the voxels as written, in
+    float32. At any moment a volume with a sidecar is the volume that the sidecar tells of, so that a run that was
+    stopped can go on (`is_finished`).
 
     Args:
         keys: volumes, (1, X, Y, Z) in [-1, 1] on the source grid (after `FromWorkingGridd`).
@@ -271,6 +273,7 @@ class SaveSyntheticd(MapTransform):
             if self.output_format == "bids":
                 write_dataset_files(self.output_dir)
             write_volume(path, volume, affine_of(result[key]), like, self.value_range, self._sidecar(source))
+            result[key] = convert_to_dst_type(volume[None], result[key])[0]
             result["saved_to"] = str(path)
         return result
 
