@@ -36,7 +36,7 @@ clients:  ## other people's software that needs an environment of its own; see d
 	$(VENV)-label/bin/python -m pip install --quiet "$(TORCH)" torchvision
 	$(VENV)-label/bin/python -m pip install --quiet monailabel==0.8.5 "pydicom<3" "dicomweb-client<0.60" "pynetdicom<3" "itk>=5.3" monai==1.6.1
 	$(VENV)-clients/bin/trispade package bundle -o build/trispade.zip
-	test -d build/monaibundle || (cd build && ../$(VENV)-label/bin/monailabel apps --download --name monaibundle)
+	test -d build/monaibundle || $(VENV)-label/bin/python -m monailabel.main apps --download --name monaibundle --output build
 	OMP_NUM_THREADS=2 $(VENV)-label/bin/python tests/clients/monai_label.py build/monaibundle build/trispade.zip \
 		pipeline/trispade/anatomies/anatomy-1_dseg.nii.gz build/label
 
