@@ -32,7 +32,7 @@ def test_a_ramp_has_the_energy_of_its_slope_and_no_curvature():
     ramp = torch.linspace(-1, 1, 17).view(1, 1, 17, 1, 1).expand(1, 1, 17, 16, 16)
     flat = torch.zeros_like(ramp)
     loss = TextureLoss(1.0)(flat, ramp) - F.mse_loss(flat, ramp)
-    torch.testing.assert_close(loss, torch.tensor(0.125 / 6))  # one of six energies differs, by 2 / 16
+    torch.testing.assert_close(loss, torch.tensor(0.125**2 / 6))  # one of six energies differs, by 2 / 16
 
 
 def test_blur_costs_more_than_noise_of_the_same_squared_error(real):
@@ -45,6 +45,16 @@ def test_blur_costs_more_than_noise_of_the_same_squared_error(real):
     assert loss(blurred, real) > loss(smooth + noise, real) - F.mse_loss(smooth + noise, real) + F.mse_loss(
         blurred, real
     )
+
+
+def test_where_the_amount_varies_beyond_what_labels_tell_the_mean_amount_costs_least():
+    places = torch.stack(torch.meshgrid(*[torch.arange(16)] * 3, indexing="ij"))
+    checkerboard = (places.sum(0) % 2 - 0.5).expand(3, 1, -1, -1, -1)
+    real = torch.tensor([0.0, 0.0, 0.9]).view(3, 1, 1, 1, 1) * checkerboard  # patches that labels do not tell apart
+    amounts = torch.linspace(0, 1, 11)
+    loss = TextureLoss(1.0)
+    costs = [loss(amount * checkerboard, real) - F.mse_loss(amount * checkerboard, real) for amount in amounts]
+    assert amounts[int(torch.stack(costs).argmin())] == pytest.approx(0.3)  # the median is 0
 
 
 def test_gradients_reach_every_voxel(real):
