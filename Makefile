@@ -39,6 +39,14 @@ clients:  ## other people's software that needs an environment of its own; see d
 	test -d build/monaibundle || $(VENV)-label/bin/python -m monailabel.main apps --download --name monaibundle --output build
 	OMP_NUM_THREADS=2 $(VENV)-label/bin/python tests/clients/monai_label.py build/monaibundle build/trispade.zip \
 		pipeline/trispade/anatomies/anatomy-1_dseg.nii.gz build/label
+	test -d $(VENV)-deploy || $(PYTHON) -m venv $(VENV)-deploy
+	$(VENV)-deploy/bin/python -m pip install --quiet "$(TORCH)"
+	$(VENV)-deploy/bin/python -m pip install --quiet monai-deploy-app-sdk==4.0.0 "nvidia-cuda-runtime<14" pydicom monai==1.6.1 \
+		nibabel itk scipy pytorch-ignite fire tensorboard tqdm
+	$(VENV)-clients/bin/python -m monai.bundle ckpt_export network_def --filepath build/model.ts --ckpt_file bundle/models/model.pt \
+		--meta_file bundle/configs/metadata.json --config_file bundle/configs/inference.yaml --bundle_root bundle
+	tests/clients/monai_deploy.sh $(VENV)-deploy build/trispade.zip pipeline/trispade/anatomies/anatomy-1_dseg.nii.gz build/deploy
+	PYTHONPATH=pipeline tests/clients/monai_deploy.sh $(VENV)-deploy build/model.ts pipeline/trispade/anatomies/anatomy-1_dseg.nii.gz build/deploy_ts
 
 format: $(VENV)/.installed-test  ## let ruff put style and format right
 	$(BIN)/ruff check --fix .

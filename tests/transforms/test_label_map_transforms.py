@@ -200,7 +200,7 @@ def test_an_image_that_is_in_memory_is_loaded_as_its_file_is(tmp_path: Path) -> 
     tensor = MetaTensor(
         torch.from_numpy(image.get_fdata())[None], affine=torch.from_numpy(image.affine), meta=dict(meta)
     )
-    for each in (image, tensor):
+    for each in (image, tensor[0], tensor):
         again = LoadLabelMapd("image")({"image": each})["image"]
         assert again.dtype == loaded.dtype
         assert torch.equal(again, loaded)

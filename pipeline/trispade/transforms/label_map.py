@@ -52,8 +52,8 @@ class LoadLabelMapd(MapTransform):
 
     The tensor's affine is the file's; its metadata holds `filename`, `source_shape` and `source_affine`, and of a DICOM
     SEG, whose voxels are segment numbers, `segment_labels`, by which `MapLabelsd` knows them. An image that
-    other software has loaded already, a nibabel image or a MetaTensor of (1, X, Y, Z), is checked and taken as a file
-    is; the MetaTensor keeps its metadata.
+    other software has loaded already, a nibabel image or a MetaTensor of (1, X, Y, Z) or (X, Y, Z), is checked and
+    taken as a file is; the MetaTensor keeps its metadata.
 
     Raises:
         InputError: whatever `trispade.nifti.read_label_map` finds wrong with the file or the image.
@@ -378,9 +378,11 @@ def _loaded(image: Any, key: Hashable) -> MetaTensor:
             "Give voxels and affine as a MetaTensor.",
         )
     name = str(image.meta.get("filename") or image.meta.get("filename_or_obj") or "")
+    if image.ndim == 3:  # loaded without a channel
+        image = image[None]
     if image.ndim != 4 or len(image) != 1:
         shape = tuple(image.shape)
-        raise InputError.of(name or key, "one channel, (1, X, Y, Z)", f"shape {shape}", "Add or choose the channel.")
+        raise InputError.of(name or key, "one channel, (1, X, Y, Z)", f"shape {shape}", "Choose the channel.")
     label_map, affine = check_label_map(array_of(image), affine_of(image), name or str(key))
     loaded = tensor_of_file(label_map, affine, name)
     loaded.meta = {**image.meta, **loaded.meta}
