@@ -42,7 +42,7 @@ from trispade.engines import SpadeTrainer
 from trispade.geometry import slice_volume
 from trispade.inference import TriplanarInferer
 from trispade.inference.fast import NUMBERED_AT_ONCE, labelled_box
-from trispade.inference.fast_spade import class_codes, find_neighbourhoods
+from trispade.inference.fast_spade import find_columns, find_neighbourhoods
 from trispade.labels import fill_brain, load_scheme
 from trispade.losses import DiscriminatorHingeLoss, FeatureMatchingLoss, GeneratorHingeLoss
 from trispade.networks import SpadeDiscriminator, SpadeGenerator, TriplanarSynthesizer
@@ -210,7 +210,7 @@ def count_neighbourhoods(label_map: np.ndarray, labels: int, batch_size: int) ->
         for part in batch.split(at_once):
             box = labelled_box(part)
             assert box is not None
-            found = find_neighbourhoods(class_codes(part, labels + 1), labels + 1, box)
+            found = find_neighbourhoods(*find_columns(part, labels + 1), box)
             count["neighbourhoods"] += len(found.members)
             count["positions"] += found.kind.numel()
     return count

@@ -10,7 +10,17 @@ import torch
 from torch.utils.data import default_collate
 
 from trispade.errors import InputError
-from trispade.geometry import PLANES, Grid, WorkingGrid, slice_axis, slice_volume, stack_slices
+from trispade.geometry import (
+    PLANES,
+    Grid,
+    WorkingGrid,
+    check_label_slices,
+    middle_slice,
+    slice_axis,
+    slice_volume,
+    stack_slices,
+    with_neighbours,
+)
 
 ORIENTATIONS = [
     np.array([[target, flip] for target, flip in zip(order, flips, strict=True)], float)
@@ -312,3 +322,21 @@ def test_slicing_refuses_unknown_planes_and_missing_channels(function) -> None:
         function(torch.zeros(1, 2, 3, 4), "frontal")
     with pytest.raises(ValueError, match=r"got \(2, 3, 4\)"):
         function(torch.zeros(2, 3, 4), "axial")
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_neighbours_are_the_slices_before_and_after_and_background_beyond_the_ends(plane: str) -> None:
+    slices = slice_volume(torch.randint(1, 9, (2, 4, 5, 6))[:1], plane)
+    seen = with_neighbours(slices, 3)
+    nothing = torch.zeros_like(slices[:1])
+    expected = torch.cat([torch.cat([nothing, slices[:-1]]), slices, torch.cat([slices[1:], nothing])], dim=1)
+    assert torch.equal(seen, expected)
+    assert torch.equal(middle_slice(seen), slices)
+    assert with_neighbours(slices, 1) is slices
+    assert torch.equal(with_neighbours(torch.stack([slices, 2 * slices]), 3), torch.stack([seen, 2 * seen]))
+
+
+@pytest.mark.parametrize("label_slices", [0, -1, 2, 4, 3.0])
+def test_a_slice_in_the_middle_takes_an_odd_number_of_slices(label_slices: float) -> None:
+    with pytest.raises(InputError, match="label_slices: expected an odd number, 1 or more, got"):
+        check_label_slices(label_slices)

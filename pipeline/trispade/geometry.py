@@ -15,6 +15,7 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from trispade.errors import InputError
 from trispade.resampling import resample, resample_labels
@@ -74,6 +75,41 @@ def stack_slices(slices: torch.Tensor, plane: Plane) -> torch.Tensor:
     if slices.ndim != 4:
         raise ValueError(f"slices: expected (N, C, H, W), got {tuple(slices.shape)}.")
     return slices.movedim(0, slice_axis(plane) + 1)
+
+
+def check_label_slices(label_slices: int) -> int:
+    """Return a number of label slices that a generator sees at once, if it can be one.
+
+    Raises:
+        InputError: if it is not odd, or below 1.
+    """
+    if not isinstance(label_slices, int) or label_slices < 1 or label_slices % 2 == 0:
+        remedy = "1 is the slice alone, 3 adds one on each side."
+        raise InputError.of("label_slices", "an odd number, 1 or more", repr(label_slices), remedy)
+    return label_slices
+
+
+def with_neighbours(slices: torch.Tensor, label_slices: int) -> torch.Tensor:
+    """Give each label slice those around it as channels, by increasing world coordinate.
+
+    Args:
+        slices: (..., N, 1, H, W) class indices, what `slice_volume` cuts of a label map.
+        label_slices: slices that each becomes, odd; 1 changes nothing.
+
+    Returns:
+        (..., N, label_slices, H, W), a view of the slices with background beyond the volume's ends; `middle_slice`
+        gives back what came in.
+    """
+    if label_slices == 1:
+        return slices
+    reach = label_slices // 2
+    padded = F.pad(slices, [0, 0, 0, 0, 0, 0, reach, reach])
+    return padded.unfold(-4, label_slices, 1).squeeze(-4).movedim(-1, -3)
+
+
+def middle_slice(label_map: torch.Tensor) -> torch.Tensor:
+    """Give of label slices with their neighbours, (..., S, H, W), the one to paint: (..., 1, H, W)."""
+    return label_map.narrow(-3, label_map.shape[-3] // 2, 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -128,6 +128,19 @@ def test_a_model_with_style_is_trained_and_gives_another_volume_for_another_seed
         output_of(study.label_map(), style_seed=1)
 
 
+def test_generators_that_see_neighbouring_label_slices_go_through_all_stages(study, output_of, tmp_path):
+    shutil.copytree(study.work_dir / "cache", tmp_path / "work" / "cache")
+    options = {"work_dir": tmp_path / "work", "max_epochs": 1, "label_slices": 3}
+    for plane in PLANES:
+        study.run("train_spade", plane=plane, **options)
+    study.run("synthesize_planes", work_dir=tmp_path / "work", label_slices=3)
+    study.run("train_fusion", model_file=tmp_path / "model.pt", **options)
+    folder = output_of(study.label_map(), model_file=tmp_path / "model.pt", label_slices=3)
+    assert volume_of(folder, "sub-05").get_fdata().std() > 1
+    with pytest.raises(InputError, match=r"model.pt: expected a checkpoint with label_slices 1, got 3"):
+        output_of(study.label_map(), model_file=tmp_path / "model.pt")
+
+
 def test_a_second_fusion_net_is_trained_from_the_first_and_chosen_by_name(study, output_of, tmp_path):
     for name in ("cache", "planes", "fusion"):
         shutil.copytree(study.work_dir / name, tmp_path / "work" / name)

@@ -8,9 +8,9 @@ import torch
 from monai.bundle import ConfigParser
 from torch.utils.data import DataLoader
 
-from trispade.data import SliceDataset, StreamBatchSampler
+from trispade.data import SliceDataset, StreamBatchSampler, slice_augmentation
 from trispade.data.sampler import is_flipped
-from trispade.geometry import PLANES, slice_volume
+from trispade.geometry import PLANES, slice_volume, with_neighbours
 
 LABELLED = {"axial": 6, "coronal": 8, "sagittal": 7}
 
@@ -76,3 +76,33 @@ def test_the_stages_flip_only_where_the_vocabulary_merges_the_sides(stage, schem
     parser.read_config(str(Path(__file__).parents[2] / "bundle" / "configs" / f"{stage}.yaml"))
     parser["label_scheme"] = scheme
     assert parser.get_parsed_content("train#dataset#flip") is flips
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_an_item_holds_the_neighbouring_label_slices_as_the_inferer_gives_them(make_case, plane):
+    case = make_case(shape=(32, 40, 36))
+    seen = with_neighbours(slice_volume(torch.from_numpy(np.array(case.label_map()))[None], plane), 5)
+    alone, dataset = SliceDataset([case], plane), SliceDataset([case], plane, label_slices=5)
+    for item, single in zip(dataset, alone, strict=True):
+        assert torch.equal(item["label_map"], seen[item["slice_index"]])
+        assert torch.equal(item["t1w"], single["t1w"])
+
+
+def test_slices_at_the_ends_of_the_volume_have_background_for_neighbours(make_case):
+    case = make_case()
+    np.save(case.folder / "label_map.npy", np.ones((32, 32, 32), np.uint8))
+    dataset = SliceDataset([case], "axial", label_slices=3)
+    dataset.items = [(case, 0), (case, 31)]
+    assert [dataset[i]["label_map"].amax(dim=(1, 2)).tolist() for i in range(2)] == [[0, 1, 1], [1, 1, 0]]
+
+
+def test_neighbours_are_mirrored_and_deformed_with_the_slice_between_them(make_case):
+    case = make_case()
+    np.save(case.folder / "label_map.npy", np.repeat(case.label_map()[:, :, 14:15], 32, axis=2))
+    augmentation = slice_augmentation(1.0, 20.0, 0.1, displacement_mm=3.0, knots_mm=12.0, spacing_mm=1.0)
+    dataset = SliceDataset([case], "axial", flip=True, augmentation=augmentation, label_slices=3)
+    for visit in range(6):
+        before, middle, after = dataset[2, visit]["label_map"]
+        assert not torch.equal(middle, dataset[2]["label_map"][1])
+        assert torch.equal(before, middle)
+        assert torch.equal(after, middle)

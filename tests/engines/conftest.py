@@ -54,11 +54,18 @@ class Gan:
 
 
 def build_gan(
-    seed: int = 0, num_classes: int = 4, noisy: bool = False, ndf: int = 4, style_dim: int = 0, encoder_file: Any = None
+    seed: int = 0,
+    num_classes: int = 4,
+    noisy: bool = False,
+    ndf: int = 4,
+    style_dim: int = 0,
+    encoder_file: Any = None,
+    label_slices: int = 1,
 ) -> Gan:
     torch.manual_seed(seed)
     kind = NoisyGenerator if noisy else SpadeGenerator
-    generator = kind(num_classes=num_classes, out_channels=1, ngf=2, hidden=4, max_channels=8, style_dim=style_dim)
+    sizes = {"ngf": 2, "hidden": 4, "max_channels": 8, "style_dim": style_dim, "label_slices": label_slices}
+    generator = kind(num_classes=num_classes, out_channels=1, **sizes)
     encoder = make_style_encoder(style_dim, 1, "cpu", encoder_file)
     discriminator = SpadeDiscriminator(num_classes=num_classes, ndf=ndf, num_scales=2, num_layers=2)
     return Gan(

@@ -148,3 +148,15 @@ def test_it_is_a_supervised_trainer_whose_network_is_the_generator(build_gan, ba
     assert isinstance(trainer, SupervisedTrainer)
     assert trainer.network is gan.generator
     assert trainer.optimizer is gan.generator_optimizer
+
+
+def test_the_discriminator_sees_the_label_slice_that_is_painted_and_not_its_neighbours(build_gan, batch):
+    gan = build_gan(label_slices=3)
+    seen = []
+    gan.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    label_maps = torch.cat([batch["label_map"].flip(2), batch["label_map"], batch["label_map"].flip(3)], dim=1)
+    trainer = gan.trainer([batch | {"label_map": label_maps}])
+    trainer.run()
+    assert trainer.state.output["pred"].shape == (3, 1, 32, 32)
+    assert len(seen) == 2
+    assert all(torch.equal(label_map, batch["label_map"]) for label_map in seen)

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trispade.engines import describe_training, hash_tensors, save_checkpoint, start_from
+from trispade.engines import describe_training, hash_tensors, load_checkpoint, save_checkpoint, start_from
 from trispade.errors import InputError
+from trispade.geometry import middle_slice
 from trispade.labels import LabelClass, Vocabulary
 
 VOCABULARY = Vocabulary(
@@ -84,3 +85,25 @@ def test_another_plane_or_size_is_refused_before_anything_is_loaded(checkpoint, 
     with pytest.raises(InputError, match=f"last.pt: expected a checkpoint with {message}. Choose a checkpoint"):
         start(checkpoint[0], networks, **changes)
     assert hash_tensors(networks["generator"].state_dict()) == before
+
+
+def test_a_generator_that_starts_to_see_neighbours_paints_as_before_and_learns_to_use_them(checkpoint, build_gan):
+    path, trained = checkpoint
+    gan = build_gan(seed=4, label_slices=5)
+    networks = {"generator": gan.generator, "discriminator": gan.discriminator}
+    start(path, networks, architecture={**ARCHITECTURE, "label_slices": 5})
+    label_maps = torch.randint(0, 4, (2, 5, 32, 32))
+    generator, alone = gan.generator.eval(), trained["generator"].eval()
+    painted = generator(label_maps)
+    torch.testing.assert_close(painted, alone(middle_slice(label_maps)))
+    painted.square().mean().backward()
+    assert all(part.any() for part in generator.head.weight.grad.chunk(5, dim=1))
+
+
+def test_a_generator_that_saw_neighbours_does_not_start_one_that_sees_others(checkpoint, build_gan):
+    content = load_checkpoint(checkpoint[0])
+    content["record"]["architecture"] = {**ARCHITECTURE, "label_slices": 3}
+    save_checkpoint(content, checkpoint[0])
+    for changes in ({}, {"architecture": {**ARCHITECTURE, "label_slices": 5}}):
+        with pytest.raises(InputError, match="expected a checkpoint with architecture"):
+            start(checkpoint[0], new_networks(build_gan), **changes)

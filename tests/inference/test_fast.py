@@ -7,8 +7,9 @@ from monai.data import MetaTensor
 from torch import nn
 
 from trispade.errors import InputError
+from trispade.geometry import middle_slice, with_neighbours
 from trispade.inference.fast import FastGenerator, fast_generator, labelled_box, needed_regions
-from trispade.inference.fast_spade import Region, SpadeTables, class_codes, find_neighbourhoods
+from trispade.inference.fast_spade import Region, SpadeTables, find_columns, find_neighbourhoods
 from trispade.networks import fold_spectral_norm
 from trispade.networks.triplanar import STAGES, Spade, SpadeGenerator, encode_labels
 
@@ -31,7 +32,8 @@ def trained(enliven):
         for name, buffer in generator.named_buffers():
             if name.endswith("running_var"):
                 nn.init.uniform_(buffer, 0.2, 2.0)
-        painted = torch.atanh(generator(torch.randint(0, num_classes, (2, 1, 64, 64))).clamp(-0.999, 0.999))
+        some = torch.randint(0, num_classes, (2, generator.label_slices, 64, 64))
+        painted = torch.atanh(generator(some).clamp(-0.999, 0.999))
         generator.tail.weight.mul_(0.5 / painted.std())
         generator.tail.bias.sub_(painted.mean()).mul_(0.5 / painted.std())
         return generator
@@ -223,7 +225,7 @@ def test_every_position_finds_its_own_neighbourhood(num_classes):
     label_map = torch.randint(0, num_classes, (2, 1, 9, 12))
     label_map[1, :, 2:8, 3:11] = 1
     region = Region(2, 9, 0, 12)
-    found = find_neighbourhoods(class_codes(label_map, num_classes), num_classes, region)
+    found = find_neighbourhoods(*find_columns(label_map, num_classes), region)
     assert len(found.members.unique(dim=0)) == len(found.members)
     assert len(found.cells.unique(dim=0)) == len(found.cells)
     beyond = len(found.cells)
@@ -240,8 +242,7 @@ def test_every_position_finds_its_own_neighbourhood(num_classes):
 
 
 def test_equal_surroundings_share_one_table_row():
-    codes = class_codes(torch.zeros(3, 1, 32, 32), 2)
-    found = find_neighbourhoods(codes, 2, Region(0, 32, 0, 32))
+    found = find_neighbourhoods(*find_columns(torch.zeros(3, 1, 32, 32), 2), Region(0, 32, 0, 32))
     # Along each axis a position is in the inside, or 0 or 1 pixel from one of two borders.
     assert len(found.members) == 25
     assert (found.members[found.kind[0, 16, 16]] == found.members[found.kind[2, 4, 20], 0]).all()
@@ -250,8 +251,8 @@ def test_equal_surroundings_share_one_table_row():
 def test_a_table_holds_the_affine_map_of_the_layer_that_it_stands_for(enliven):
     spade = enliven(Spade(6, 4, 8)).eval()
     label_map, x = torch.randint(0, 4, (1, 1, 8, 8)), torch.randn(1, 6, 8, 8)
-    found = find_neighbourhoods(class_codes(label_map, 4), 4, Region(0, 8, 0, 8))
-    table = SpadeTables([spade], torch.float32).make(found)[0]
+    found = find_neighbourhoods(*find_columns(label_map, 4), Region(0, 8, 0, 8))
+    table = SpadeTables([spade], 4, torch.float32).make(found)[0]
     scale, shift = table[found.kind].movedim(-1, 1).chunk(2, dim=1)
     expected = spade(x, encode_labels(label_map, 4).float())
     torch.testing.assert_close(x * scale + shift, expected, atol=1e-5, rtol=1e-5)
@@ -260,8 +261,8 @@ def test_a_table_holds_the_affine_map_of_the_layer_that_it_stands_for(enliven):
 def test_layers_of_many_channels_are_worked_on_in_parts(enliven):
     spade = enliven(Spade(300, 4, 8)).eval()
     label_map, x = torch.randint(0, 4, (1, 1, 8, 8)), torch.randn(1, 300, 8, 8)
-    found = find_neighbourhoods(class_codes(label_map, 4), 4, Region(0, 8, 0, 8))
-    tables = SpadeTables([spade], torch.float32)
+    found = find_neighbourhoods(*find_columns(label_map, 4), Region(0, 8, 0, 8))
+    tables = SpadeTables([spade], 4, torch.float32)
     assert len(tables.layers[0]) == 3
     scale, shift = tables.make(found)[0][found.kind].movedim(-1, 1).chunk(2, dim=1)
     torch.testing.assert_close(x * scale + shift, spade(x, encode_labels(label_map, 4).float()), atol=1e-5, rtol=1e-5)
@@ -275,3 +276,36 @@ def test_a_batch_of_many_slices_is_worked_on_in_parts(trained, monkeypatch):
     fast = FastGenerator(generator, torch.float32)
     assert_same(fast(label_map, style), generator(label_map, style))
     assert_same(fast(label_map), generator(label_map))
+
+
+@pytest.mark.parametrize("label_slices", [3, 5])
+@pytest.mark.parametrize("outside", [None, -1.0])
+def test_neighbouring_label_slices_are_painted_alike(trained, label_slices, outside):
+    generator = trained(label_slices=label_slices)
+    volume = brain_like(96, 64, batch=7).movedim(0, 1)  # seven slices one above the other, (1, 7, H, W)
+    stack = with_neighbours(volume[0][:, None], label_slices)
+    anything = torch.randint(-1, 6, (2, label_slices, 64, 96))
+    for label_map in (stack, anything):
+        plain = generator(label_map)
+        if outside is not None:
+            plain = plain.masked_fill(middle_slice(label_map) <= 0, outside)
+        painted = FastGenerator(generator, torch.float32, outside)(label_map)
+        if outside is not None:
+            painted = painted.masked_fill(middle_slice(label_map) <= 0, outside)
+        assert_same(painted, plain)
+
+
+def test_columns_are_numbered_by_what_lies_in_all_slices():
+    label_map = torch.randint(-1, 4, (3, 5, 8, 9)).float()
+    label_map[0, :, 0, 0] = label_map[2, :, 7, 8]
+    numbers, columns = find_columns(label_map, 3)
+    assert torch.equal(
+        columns[numbers].movedim(-1, 1), torch.where((label_map < 0) | (label_map > 2), 3, label_map).long()
+    )
+    assert len(columns.unique(dim=0)) == len(columns)
+    assert numbers[0, 0, 0] == numbers[2, 7, 8]
+
+
+def test_another_number_of_label_slices_is_refused_as_by_the_plain_network(trained):
+    with pytest.raises(InputError, match="expected 3 slices at once, got 1"):
+        FastGenerator(trained(label_slices=3), torch.float32)(brain_like())

@@ -209,3 +209,14 @@ def test_a_whole_volume_finds_its_batches_and_keeps_them_for_the_next(network, l
         "out of memory: sw_batch_size is 2",
         "out of memory: sw_batch_size is 1",
     ]
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_generators_that_see_neighbours_paint_as_the_network_itself_does(enliven, label_map, amp):
+    network = enliven(TriplanarSynthesizer(4, ngf=2, hidden=4, max_channels=8, label_slices=3)).eval()
+    with torch.no_grad():
+        expected = network.paint(label_map, "coronal")
+    painted = PlaneInferer("coronal", 5, amp=amp)(label_map, network.generators["coronal"])
+    torch.testing.assert_close(
+        painted.masked_fill(label_map == 0, -1.0), expected, atol=0.05 if amp else 1e-5, rtol=1e-4
+    )

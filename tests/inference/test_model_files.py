@@ -316,3 +316,9 @@ def test_a_fusion_net_that_corrects_is_not_taken_for_one_that_paints_anew(model_
     record_file.write_text(json.dumps(record))
     with pytest.raises(InputError, match="expected a checkpoint with residual"):
         load(model_file, vocabulary)
+
+
+def test_a_model_says_how_many_label_slices_its_generators_see(model_file, vocabulary):
+    assert "label_slices" not in read_model_record(model_file)["architecture"]  # as published
+    with pytest.raises(InputError, match=r"expected a checkpoint with label_slices 3, got 1.*Set label_slices to that"):
+        load(model_file, vocabulary, label_slices=3)

@@ -233,3 +233,28 @@ def test_each_element_of_the_style_changes_the_output(enliven):
     label_map = random_labels(batch=1).expand(4, -1, -1, -1)
     painted = generator(label_map, torch.cat([torch.zeros(1, 3), torch.eye(3)]))
     assert ((painted[1:] - painted[:1]).flatten(1).abs().max(dim=1).values > 1e-3).all()
+
+
+def test_several_label_slices_are_encoded_one_after_the_other():
+    label_map = torch.randint(0, NUM_CLASSES, (2, 3, 64, 96))
+    together = encode_labels(label_map, NUM_CLASSES, 4)
+    assert torch.equal(together, torch.cat([encode_labels(one, NUM_CLASSES, 4) for one in label_map.split(1, 1)], 1))
+    assert together.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_each_of_the_label_slices_that_a_generator_sees_changes_what_it_paints(enliven):
+    generator = enliven(small_generator(label_slices=3)).eval()
+    label_map = torch.randint(0, NUM_CLASSES, (1, 3, 64, 64))
+    painted = generator(label_map)
+    assert painted.shape == (1, 1, 64, 64)
+    for position in range(3):
+        other = label_map.clone()
+        other[:, position] = other[:, position].flip(-1)
+        assert (generator(other) - painted).abs().max() > 1e-3
+
+
+def test_another_number_of_label_slices_than_trained_with_is_refused():
+    with pytest.raises(InputError, match=r"expected 3 slices at once, got 1\. Set label_slices"):
+        small_generator(label_slices=3)(random_labels())
+    with pytest.raises(InputError, match="label_slices: expected an odd number"):
+        small_generator(label_slices=2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trispade.errors import InputError
-from trispade.geometry import PLANES, slice_volume, stack_slices
+from trispade.geometry import PLANES, slice_volume, stack_slices, with_neighbours
 from trispade.networks import (
     FusionNet,
     SpadeGenerator,
@@ -157,7 +157,7 @@ def small_fusion_state(enliven) -> dict[str, torch.Tensor]:
 
 def test_assembly_folds_the_spectral_norm_and_keeps_what_each_generator_paints(enliven, trained):
     synthesizer = assemble(states(trained), small_fusion_state(enliven), range(5), **GENERATOR, **FUSION)
-    labels = random_labels(size=(32, 32, 64))[:, 0]
+    labels = random_labels(size=(32, 32, 64))[:, :, 0]
     for plane, generator in trained.items():
         torch.testing.assert_close(synthesizer.generators[plane](labels), generator(labels), atol=1e-5, rtol=1e-4)
     assert set(synthesizer.state_dict()) == set(TriplanarSynthesizer(**GENERATOR, **FUSION).state_dict())
@@ -183,3 +183,22 @@ def test_assembly_names_weights_of_another_preset(enliven, trained):
         assemble(states(trained), small_fusion_state(enliven), range(5), **GENERATOR | {"hidden": 16}, **FUSION)
     with pytest.raises(InputError, match=r"fusion net: expected .* of shape .* Use the preset"):
         assemble(states(trained), FusionNet().state_dict(), range(5), **GENERATOR, **FUSION)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_generators_that_see_neighbours_get_those_of_their_own_direction(enliven, plane):
+    synthesizer = enliven(TriplanarSynthesizer(**GENERATOR, **FUSION, label_slices=3)).eval()
+    label_map = random_labels(batch=2)
+    painted = synthesizer.paint(label_map, plane)
+    for case, labels in zip(painted, label_map, strict=True):
+        slices = with_neighbours(slice_volume(labels, plane), 3)
+        expected = stack_slices(torch.cat([synthesizer.generators[plane](one) for one in slices.split(1)]), plane)
+        torch.testing.assert_close(case, expected.masked_fill(labels == 0, -1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("_without_itk")
+def test_a_whole_whose_generators_see_neighbours_can_be_scripted(enliven):
+    synthesizer = enliven(TriplanarSynthesizer(**GENERATOR, **FUSION, label_slices=3)).eval()
+    label_map = random_labels(size=(32, 32, 32))
+    scripted = torch.jit.script(synthesizer)
+    torch.testing.assert_close(scripted(label_map.float()), synthesizer(label_map), atol=1e-5, rtol=1e-4)

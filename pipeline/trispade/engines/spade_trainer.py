@@ -18,6 +18,7 @@ from trispade.distributed import num_ranks
 from trispade.engines.data_parallel import unwrapped
 from trispade.engines.style import case_of_slices
 from trispade.errors import InputError
+from trispade.geometry import middle_slice
 from trispade.networks.style_encoder import draw_style
 
 Loss = Callable[..., Tensor]
@@ -27,9 +28,9 @@ Features = list[list[Tensor]]
 class SpadeTrainer(SupervisedTrainer):
     """Alternates one generator step and one discriminator step on the same batch of slices.
 
-    A batch holds ``label_map`` (B, 1, H, W) class indices and ``t1w`` (B, 1, H, W) in [-1, 1]; for a style encoder also
-    ``case_id``, a name a slice. After an iteration, ``state.output`` holds both images, ``pred`` (B, 1, H, W), ``loss``
-    (the generator's sum) and each loss by name.
+    A batch holds ``label_map`` (B, S, H, W) class indices, the slice to paint in the middle of what the generator sees,
+    and ``t1w`` (B, 1, H, W) in [-1, 1]; for a style encoder also ``case_id``, a name a slice. After an iteration,
+    ``state.output`` holds both images, ``pred`` (B, 1, H, W), ``loss`` (the generator's sum) and each loss by name.
 
     Args:
         device: where the networks are.
@@ -37,7 +38,8 @@ class SpadeTrainer(SupervisedTrainer):
         train_data_loader: loader of batches.
         network: the generator.
         optimizer: of the generator.
-        discriminator: sees label map and image; returns, for each scale, its feature maps, the logits last.
+        discriminator: sees the middle label slice and the image; returns, for each scale, its feature maps, the
+            logits last.
         discriminator_optimizer: of the discriminator.
         generator_loss: features of the fake -> scalar.
         discriminator_loss: features of the real and of the fake -> scalar.
@@ -182,7 +184,7 @@ class SpadeTrainer(SupervisedTrainer):
         self, discriminator: nn.Module, label_map: Tensor, fake: Tensor, real: Tensor
     ) -> tuple[Features, Features]:
         """Show fake and real in one batch, so that whatever a norm sees of the one it sees of the other."""
-        features = discriminator(label_map, torch.cat([fake, real.to(fake.dtype)]))
+        features = discriminator(middle_slice(label_map), torch.cat([fake, real.to(fake.dtype)]))
         halves = [[feature.chunk(2) for feature in scale] for scale in features]
         return [[f for f, _ in scale] for scale in halves], [[r for _, r in scale] for scale in halves]
 

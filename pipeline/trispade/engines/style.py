@@ -55,10 +55,13 @@ def make_style_encoder(
     return encoder
 
 
-def generator_architecture(ngf: int, hidden: int, max_channels: int | None, style_dim: int) -> dict[str, int | None]:
-    """Collect what a checkpoint tells of its generator's size; of a style only where there is one."""
+def generator_architecture(
+    ngf: int, hidden: int, max_channels: int | None, style_dim: int = 0, label_slices: int = 1
+) -> dict[str, int | None]:
+    """Collect what a checkpoint tells of its generator's size; of style and slices only where not as published."""
     style = {"style_dim": style_dim} if style_dim else {}
-    return {"ngf": ngf, "hidden": hidden, "max_channels": max_channels, **style}
+    slices = {"label_slices": label_slices} if label_slices != 1 else {}
+    return {"ngf": ngf, "hidden": hidden, "max_channels": max_channels, **style, **slices}
 
 
 def trainable_parameters(networks: Sequence[nn.Module | None]) -> list[nn.Parameter]:
@@ -90,7 +93,7 @@ class WithDrawnStyles(nn.Module):
         self.generator = generator
 
     def forward(self, label_map: Tensor) -> Tensor:
-        """Paint (B, 1, H, W) slices."""
+        """Paint (B, label_slices, H, W) class indices."""
         if not self.generator.style_dim:
             return self.generator(label_map)
         shape = (len(label_map), self.generator.style_dim)

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from trispade.geometry import middle_slice
 from trispade.inference.fast_spade import (
     Neighbourhoods,
     Region,
     SpadeTables,
-    class_codes,
+    find_columns,
     find_neighbourhoods,
     modulate,
 )
@@ -41,7 +42,7 @@ def fast_generator(generator: Callable[..., Tensor], amp: bool, outside: float |
     gradients. On GPUs, where it has not been tried, the plain network is taken.
 
     Args:
-        generator: (N, 1, H, W) class indices to (N, 1, H, W).
+        generator: (N, label_slices, H, W) class indices to (N, 1, H, W).
         amp: compute in bfloat16, where the processor does.
         outside: see `FastGenerator`.
     """
@@ -78,7 +79,7 @@ class FastGenerator(nn.Module):
         self.generator = generator
         self.dtype = dtype
         self.outside = outside
-        self.blocks = [_FastBlock(block, dtype) for block in generator.blocks]  # type: ignore[arg-type]
+        self.blocks = [_FastBlock(block, generator.num_classes, dtype) for block in generator.blocks]  # type: ignore[arg-type]
         self.tail = _weights(generator.tail, torch.float32)
 
     @torch.no_grad()
@@ -88,14 +89,15 @@ class FastGenerator(nn.Module):
         label_map = label_map.as_subclass(Tensor)  # a MetaTensor would carry its metadata through every operation
         height, width = label_map.shape[-2:]
         coarsest = generator.label_strides[0]
-        if height % coarsest or width % coarsest:
+        if height % coarsest or width % coarsest or label_map.shape[1] != generator.label_slices:
             return generator(label_map, style)
         at_once = max(1, NUMBERED_AT_ONCE // (height * width))
         if len(label_map) > at_once:
             styles = [None] * len(label_map) if style is None else style.split(at_once)
             return torch.cat([self(*part) for part in zip(label_map.split(at_once), styles, strict=False)])
-        box = Region(0, height, 0, width) if self.outside is None else labelled_box(label_map)
-        image = torch.full(label_map.shape, self.outside or 0.0, dtype=torch.float32, device=label_map.device)
+        wanted = middle_slice(label_map)
+        box = Region(0, height, 0, width) if self.outside is None else labelled_box(wanted)
+        image = torch.full(wanted.shape, self.outside or 0.0, dtype=torch.float32, device=label_map.device)
         if box is None:
             return image
         with torch.autocast(label_map.device.type, enabled=False):
@@ -109,19 +111,17 @@ class FastGenerator(nn.Module):
         generator = self.generator
         strides = generator.label_strides
         regions = needed_regions(box, strides, label_map.shape[-2], label_map.shape[-1])
-        codes = class_codes(label_map, generator.num_classes)
+        numbers, columns = find_columns(label_map, generator.num_classes)
         x = self._start(label_map, style)
         region = Region(0, x.shape[-2], 0, x.shape[-1])
         for index, block in enumerate(self.blocks):
             stride = strides[index]
             is_finer = index > 0 and stride < strides[index - 1]
             if index == 0 or is_finer:
-                found = find_neighbourhoods(
-                    codes[:, ::stride, ::stride].contiguous(), generator.num_classes, regions[stride]
-                )
+                found = find_neighbourhoods(numbers[:, ::stride, ::stride].contiguous(), columns, regions[stride])
             if is_finer:
-                rows, columns = regions[stride].halved().within(region)
-                x = x[:, :, rows, columns]
+                height, width = regions[stride].halved().within(region)
+                x = x[:, :, height, width]
             x = block(x, found, is_finer)
             region = regions[stride]
         pieces = [
@@ -142,9 +142,9 @@ class FastGenerator(nn.Module):
 class _FastBlock:
     """A `SpadeResBlock` whose SPADE layers read tables."""
 
-    def __init__(self, block: SpadeResBlock, dtype: torch.dtype) -> None:
+    def __init__(self, block: SpadeResBlock, num_classes: int, dtype: torch.dtype) -> None:
         spades = [block.spade_0, block.spade_1, *([block.spade_shortcut] if block.spade_shortcut else [])]
-        self.tables = SpadeTables(spades, dtype)
+        self.tables = SpadeTables(spades, num_classes, dtype)
         self.conv_0, self.conv_1 = _weights(block.conv_0, dtype), _weights(block.conv_1, dtype)
         self.conv_shortcut = _weights(block.conv_shortcut, dtype)[0].flatten(1) if block.conv_shortcut else None
 

@@ -55,38 +55,56 @@ class Neighbourhoods(NamedTuple):
     """The distinct neighbourhoods of labels in a region of a batch of slices.
 
     Attributes:
-        cells: (M, 9) class index in each cell of the distinct 3x3 neighbourhoods, row by row; ``num_classes`` where
-            the label is outside the vocabulary, ``num_classes + 1`` outside the slice.
+        columns: (K, label_slices) what lies one above the other in the label slices that the generator sees, each that
+            occurs; class indices, ``num_classes`` where the label is outside the vocabulary.
+        cells: (M, 9) which column lies in each cell of the distinct 3x3 neighbourhoods, row by row; K outside the
+            slice.
         members: (L, 9) which 3x3 neighbourhood lies around each cell of the middle 3x3 of the distinct 5x5
             neighbourhoods; M for a cell outside the slice.
         kind: (N, height, width) which 5x5 neighbourhood each position of the region has.
     """
 
+    columns: Tensor
     cells: Tensor
     members: Tensor
     kind: Tensor
 
 
-def class_codes(label_map: Tensor, num_classes: int) -> Tensor:
-    """Give class indices as (N, H, W) long; ``num_classes`` where (N, 1, H, W) holds no index of the vocabulary."""
-    labels = label_map[:, 0]
-    codes = labels.long()
-    known = (codes >= 0) & (codes < num_classes) & (codes == labels)
-    return torch.where(known, codes, num_classes)
+def find_columns(label_map: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Number the columns of label slices that lie one above the other.
+
+    Args:
+        label_map: (N, label_slices, H, W) class indices of any integer or floating type.
+        num_classes: stands for what is no index of the vocabulary.
+
+    Returns:
+        (N, H, W) long, the number of each position's column, and (K, label_slices) the classes of each column. Of a
+        single slice the numbers are the classes themselves.
+    """
+    codes = label_map.long()
+    known = (codes >= 0) & (codes < num_classes) & (codes == label_map)
+    codes = torch.where(known, codes, num_classes)
+    if codes.shape[1] == 1:
+        return codes[:, 0], torch.arange(num_classes + 1, device=codes.device)[:, None]
+    keys = _Keys(codes[:, 0], num_classes + 1)
+    for each in codes[:, 1:].unbind(1):
+        keys = _Keys(keys.values * (num_classes + 1) + each, keys.size * (num_classes + 1)).numbered()[0]
+    _, where = keys.numbered()
+    return keys.values, codes.movedim(1, -1).reshape(-1, codes.shape[1])[where]
 
 
-def find_neighbourhoods(codes: Tensor, num_classes: int, region: Region) -> Neighbourhoods:
+def find_neighbourhoods(numbers: Tensor, columns: Tensor, region: Region) -> Neighbourhoods:
     """Number the distinct 3x3 and 5x5 neighbourhoods around the positions of a region.
 
     Args:
-        codes: (N, H, W) long, what `class_codes` gives, at the scale of the region.
-        num_classes: code of a cell without a class.
+        numbers: (N, H, W) long, of the columns that `find_columns` gives, at the scale of the region.
+        columns: (K, label_slices), what it gives, too.
         region: of which positions.
     """
-    outside = num_classes + 1
-    padded = F.pad(codes, (2, 2, 2, 2), value=outside)
+    outside = len(columns)
+    padded = F.pad(numbers, (2, 2, 2, 2), value=outside)
     padded = padded[:, region.top : region.bottom + 4, region.left : region.right + 4]
-    triples = _Keys(padded, num_classes + 2).joined((0, 0), (0, 1), (0, 2))
+    triples = _Keys(padded, outside + 1).joined((0, 0), (0, 1), (0, 2))
     small, where = triples.joined((0, 0), (1, 0), (2, 0)).numbered()
     cells = _around(padded, where, small.values.shape)
     # The four 3x3 neighbourhoods at the corners of the middle 3x3 cover all 25 cells.
@@ -94,7 +112,7 @@ def find_neighbourhoods(codes: Tensor, num_classes: int, region: Region) -> Neig
     members = _around(small.values, where, large.values.shape)
     # What lies outside the slice has no hidden features at all, whatever the labels around it.
     members = torch.where((cells[:, CENTRE] == outside)[members], len(cells), members)
-    return Neighbourhoods(cells, members, large.values)
+    return Neighbourhoods(columns, cells, members, large.values)
 
 
 class SpadeTables:
@@ -105,11 +123,12 @@ class SpadeTables:
 
     Args:
         spades: layers in eval mode that see the same label map.
+        num_classes: of each label slice that they see.
         dtype: of the tables.
     """
 
-    def __init__(self, spades: Sequence[Spade], dtype: torch.dtype) -> None:
-        self.embedding = torch.cat([_embedding(spade.shared) for spade in spades], dim=1)
+    def __init__(self, spades: Sequence[Spade], num_classes: int, dtype: torch.dtype) -> None:
+        self.embedding = torch.cat([_embedding(spade.shared, num_classes) for spade in spades], dim=-1)
         self.bias = torch.cat([_bias(spade.shared) for spade in spades])
         self.hidden = [spade.shared.out_channels for spade in spades]
         self.layers = [_folded(spade, dtype) for spade in spades]
@@ -117,14 +136,20 @@ class SpadeTables:
 
     def make(self, found: Neighbourhoods) -> list[Tensor]:
         """Give for each layer (L, 2 channels): the scales of each distinct 5x5 neighbourhood, then its shifts."""
-        num_codes = len(self.embedding) // TAPS
+        embedding = self._of_columns(found.columns)
+        num_codes = len(embedding) // TAPS
         taps = torch.arange(TAPS, device=found.cells.device)
-        anatomy = F.relu(F.embedding_bag(taps * num_codes + found.cells, self.embedding, mode="sum") + self.bias)
+        anatomy = F.relu(F.embedding_bag(taps * num_codes + found.cells, embedding, mode="sum") + self.bias)
         rows = found.members * TAPS + taps
         return [
             torch.cat([_sum_of_taps(hidden.contiguous(), *part, rows) for part in parts], dim=1)
             for hidden, parts in zip(anatomy.to(self.dtype).split(self.hidden, dim=1), self.layers, strict=True)
         ]
+
+    def _of_columns(self, columns: Tensor) -> Tensor:
+        """Give (9 (K + 1), hidden): what each column adds at each tap; the last of each, outside the slice, nothing."""
+        rows = torch.stack([self.embedding[:, place, classes] for place, classes in enumerate(columns.unbind(1))])
+        return F.pad(rows.sum(dim=0), (0, 0, 0, 1)).flatten(0, 1)
 
 
 def modulate(x: Tensor, table: Tensor, kind: Tensor, slope: float) -> Tensor:
@@ -179,13 +204,10 @@ def _around(values: Tensor, where: Tensor, shape: torch.Size) -> Tensor:
     return torch.stack([values[batch, row + tap // 3, column + tap % 3] for tap in range(TAPS)], dim=1)
 
 
-def _embedding(convolution: nn.Conv2d) -> Tensor:
-    """Rows of a convolution over one-hot labels, (9 (num_classes + 2), hidden), by tap, then code.
-
-    Those of the two codes that are no class are zero.
-    """
+def _embedding(convolution: nn.Conv2d, num_classes: int) -> Tensor:
+    """Rows of a convolution over one-hot labels, (9, label_slices, num_classes + 1, hidden); zeros for no class."""
     rows = convolution.weight.detach().permute(2, 3, 1, 0).flatten(0, 1)
-    return F.pad(rows, (0, 0, 0, 2)).flatten(0, 1).float()
+    return F.pad(rows.unflatten(1, (-1, num_classes)), (0, 0, 0, 1)).float()
 
 
 def _bias(convolution: nn.Conv2d) -> Tensor:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from trispade.distributed import is_first
 from trispade.errors import InputError
-from trispade.geometry import PLANES, Plane, slice_volume, stack_slices
+from trispade.geometry import PLANES, Plane, slice_volume, stack_slices, with_neighbours
 from trispade.inference.fast import fast_generator
 from trispade.inference.fast_fusion import fast_fusion
 from trispade.networks import fusion_input
@@ -59,7 +59,8 @@ class PlaneInferer(Inferer):
 
         Args:
             inputs: label maps, (B, 1, X, Y, Z) class indices, RAS+, X, Y and Z multiples of 32.
-            network: generator of (N, 1, H, W) slices.
+            network: generator of (N, label_slices, H, W) slices to (N, 1, H, W); one that does not tell its
+                ``label_slices`` sees each slice alone.
             args: none are used.
             kwargs: none are used.
             *args: not used.
@@ -72,10 +73,12 @@ class PlaneInferer(Inferer):
             InputError: if the device has no room for a single slice.
         """
         paint = fast_generator(network, self.amp, BACKGROUND)
-        return torch.stack([self._paint(label_map, paint) for label_map in inputs])
+        label_slices = getattr(network, "label_slices", 1)
+        return torch.stack([self._paint(label_map, paint, label_slices) for label_map in inputs])
 
-    def _paint(self, label_map: Tensor, paint: Callable[..., Tensor]) -> Tensor:
+    def _paint(self, label_map: Tensor, paint: Callable[..., Tensor], label_slices: int) -> Tensor:
         slices = slice_volume(label_map, self.plane)
+        seen = with_neighbours(slices, label_slices)
         painted = torch.full(slices.shape, BACKGROUND, device=slices.device)
         labelled = (slices > 0).flatten(1).any(dim=1).nonzero()[:, 0]
         done = 0
@@ -84,7 +87,7 @@ class PlaneInferer(Inferer):
             try:
                 style = () if self.style is None else (self.style.to(slices.device).expand(len(batch), -1),)
                 with autocast(slices.device, self.amp):
-                    painted[batch] = paint(slices[batch], *style).float()
+                    painted[batch] = paint(seen[batch], *style).float()
             except torch.OutOfMemoryError as error:
                 self.batch_size = smaller_batch("slice_batch_size", len(batch), error)
                 continue

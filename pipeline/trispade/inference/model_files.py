@@ -185,6 +185,8 @@ def load_model(
         remedy = "Use the preset, the voxel size and the vocabulary that it was trained with."
         expected = {"vocabulary": vocabulary.to_dict(), "spacing_mm": spacing_mm, "closing_mm": closing_mm}
         check_record(model_file, record, remedy, **expected)
+        label_slices = {"label_slices": record["architecture"].get("label_slices", 1)}
+        check_record(model_file, label_slices, "Set label_slices to that.", label_slices=network.label_slices)
         # The shapes of the weights do not tell whether the fusion net corrects the mean of the planes.
         check_record(model_file, record["fusion_architecture"], remedy, residual=network.fusion.residual)
     else:

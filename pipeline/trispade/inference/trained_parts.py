@@ -25,7 +25,7 @@ class TrainedGenerator:
     """A generator as inference uses it: spectral norm folded, classes without training data redirected.
 
     Attributes:
-        network: (N, 1, H, W) class indices to (N, 1, H, W) intensities.
+        network: (N, label_slices, H, W) class indices to (N, 1, H, W) intensities.
         class_table: (num_classes,) long; class index to the class that stands in for it.
         record: what its checkpoint tells of its training.
         hash: of its weights and class table.

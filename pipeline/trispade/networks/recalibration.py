@@ -52,8 +52,8 @@ def recalibrate_norms(generator: nn.Module, label_batches: Iterable[Tensor]) -> 
 
     Args:
         generator: network with `ParameterFreeNorm` (or its synchronised form); left in the mode it came in.
-        label_batches: (B, 1, H, W) class indices, mixed as in training: a batch of neighbouring slices has statistics
-            of its own, which eval mode cannot reproduce.
+        label_batches: (B, label_slices, H, W) class indices, mixed as in training: a batch of neighbouring slices has
+            statistics of its own, which eval mode cannot reproduce.
 
     Raises:
         InputError: if there is no batch.

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trispade.errors import InputError
-from trispade.geometry import PLANES
+from trispade.geometry import PLANES, check_label_slices, with_neighbours
 from trispade.networks.spectral import add_spectral_norm
 
 STAGES = ((16, 16, 32), (16, 16, 16), (16, 16, 16), (16, 8, 8), (8, 4, 4), (4, 2, 2), (2, 1, 1))
@@ -33,16 +33,17 @@ def encode_labels(label_map: Tensor, num_classes: int, stride: int = 1) -> Tenso
     """One-hot encode a label map, taking every ``stride``-th row and column (nearest-neighbour downsampling).
 
     Args:
-        label_map: (B, 1, H, W) class indices of any integer or floating type.
-        num_classes: number of channels of the result.
+        label_map: (B, S, H, W) class indices of any integer or floating type, of S slices.
+        num_classes: number of channels that each slice gives.
         stride: step in pixels.
 
     Returns:
-        (B, num_classes, H / stride, W / stride) bool, laid out channels-last. An index outside the vocabulary gives
-        zeros in all channels.
+        (B, S * num_classes, H / stride, W / stride) bool, slice after slice, laid out channels-last. An index outside
+        the vocabulary gives zeros in all channels of its slice.
     """
-    coarse = label_map[:, 0, ::stride, ::stride].unsqueeze(-1)
-    return (coarse == torch.arange(num_classes, device=label_map.device)).permute(0, 3, 1, 2)
+    coarse = label_map[:, :, ::stride, ::stride].permute(0, 2, 3, 1).unsqueeze(-1)
+    one_hot = coarse == torch.arange(num_classes, device=label_map.device)
+    return one_hot.contiguous().flatten(3).permute(0, 3, 1, 2)
 
 
 def initialised(layer: Layer) -> Layer:
@@ -140,6 +141,10 @@ class SpadeGenerator(nn.Module):
         max_channels: cap on the width of every block; None for the published widths.
         style_dim: length of the style code that is added to the coarsest features; None for no style.
         spectral: normalise the blocks' convolutions spectrally; False for a generator whose norm has been folded.
+        label_slices: label slices that it sees, the one to paint in their middle; odd. 1 as published.
+
+    Raises:
+        InputError: if ``label_slices`` is not odd.
 
     Source:
         Park et al., appendix A. Deviations: the first layer is a convolution of the coarsest label map, as in the
@@ -156,18 +161,20 @@ class SpadeGenerator(nn.Module):
         max_channels: int | None = None,
         style_dim: int | None = None,
         spectral: bool = True,
+        label_slices: int = 1,
     ) -> None:
         super().__init__()
         cap = max_channels or 16 * ngf
+        self.label_slices = check_label_slices(label_slices)
         self.num_classes = num_classes
         self.style_dim = style_dim or 0
         self.label_strides = [stride for _, _, stride in STAGES]
         widest = min(16 * ngf, cap)
-        self.head = initialised(nn.Conv2d(num_classes, widest, 3, padding=1))
+        seen = label_slices * num_classes
+        self.head = initialised(nn.Conv2d(seen, widest, 3, padding=1))
         self.style = initialised(nn.Linear(style_dim, widest)) if style_dim else None
         self.blocks = nn.ModuleList(
-            SpadeResBlock(min(wide * ngf, cap), min(narrow * ngf, cap), num_classes, hidden)
-            for wide, narrow, _ in STAGES
+            SpadeResBlock(min(wide * ngf, cap), min(narrow * ngf, cap), seen, hidden) for wide, narrow, _ in STAGES
         )
         self.activation = nn.LeakyReLU(LEAKY_SLOPE)
         self.tail = initialised(nn.Conv2d(min(ngf, cap), out_channels, 3, padding=1))
@@ -178,14 +185,14 @@ class SpadeGenerator(nn.Module):
         """Paint a batch of slices.
 
         Args:
-            label_map: (B, 1, H, W) class indices of any integer or floating type; H and W multiples of 32.
+            label_map: (B, label_slices, H, W) class indices of any integer or floating type; H and W multiples of 32.
             style: (B, style_dim) code; None is the code of zeros, the mean of the prior.
 
         Returns:
             (B, out_channels, H, W) intensities in [-1, 1].
 
         Raises:
-            InputError: if H or W is not a multiple of 32.
+            InputError: if H or W is not a multiple of 32, or the number of slices another.
         """
         height, width = label_map.shape[-2], label_map.shape[-1]
         stride = self.label_strides[0]
@@ -193,6 +200,11 @@ class SpadeGenerator(nn.Module):
             raise InputError(
                 f"label map: expected a height and a width that are multiples of {stride}, got {height}x{width}. "
                 "Pad it with background."
+            )
+        if label_map.shape[1] != self.label_slices:
+            raise InputError(
+                f"label map: expected {self.label_slices} slices at once, got {label_map.shape[1]}. "
+                "Set label_slices to what the generator was trained with."
             )
         one_hot = self.encode(label_map, stride)
         x = self.head(one_hot)
@@ -330,6 +342,7 @@ class TriplanarSynthesizer(nn.Module):
         slices_per_step: number of slices that a generator paints at once; bounds the memory, not the result.
         class_table: for each class index, the index of the class that had training data and stands in for it
             (`Vocabulary.fallback_table`); None when all had. It is part of the state dict.
+        label_slices: label slices that a generator sees at once, see `SpadeGenerator`.
     """
 
     def __init__(
@@ -345,13 +358,14 @@ class TriplanarSynthesizer(nn.Module):
         style_dim: int | None = None,
         slices_per_step: int = 8,
         class_table: Iterable[int] | None = None,
+        label_slices: int = 1,
     ) -> None:
         super().__init__()
         self.style_dim = style_dim or 0
+        self.label_slices = label_slices
         self.slices_per_step = slices_per_step
-        self.generators = nn.ModuleDict(
-            {plane: SpadeGenerator(num_classes, 1, ngf, hidden, max_channels, style_dim, False) for plane in PLANES}
-        )
+        sizes = (num_classes, 1, ngf, hidden, max_channels, style_dim, False, label_slices)
+        self.generators = nn.ModuleDict({plane: SpadeGenerator(*sizes) for plane in PLANES})
         self.fusion = FusionNet(
             len(PLANES), 1, fusion_channels, fusion_norm, residual, fusion_label_channels, num_classes
         )
@@ -386,7 +400,7 @@ class TriplanarSynthesizer(nn.Module):
         """Paint the volumes slice by slice in one plane: (B, 1, X, Y, Z) in [-1, 1], -1 in the background."""
         axis = {"axial": 4, "coronal": 3, "sagittal": 2}[plane]
         num_slices = label_map.shape[axis]
-        slices = self.known_labels(label_map).movedim(axis, 1).flatten(0, 1)
+        slices = with_neighbours(self.known_labels(label_map).movedim(axis, 1), self.label_slices).flatten(0, 1)
         if style is not None:
             style = style.repeat_interleave(num_slices, dim=0)
         painted: list[Tensor] = []
