@@ -3,7 +3,8 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet
+# Python compiles what is imported when it is imported: a quarter of a gigabyte less on the disk.
+PIP    := $(BIN)/python -m pip install --quiet --no-compile
 SETUP  := setup.cfg setup.py pyproject.toml constraints.txt
 
 .PHONY: help demo test lint types unit clients format dist clean

@@ -354,18 +354,27 @@ def operations(function: Callable[..., Tensor], *arguments: Any) -> float:
     return counter.get_total_flops() / 1e12
 
 
-def matrix_rates(size: int = 2048) -> dict[str, float]:
-    """Measured rate of a square matrix product in 10^9 operations a second, on all threads, other work left out."""
+def matrix_rates(size: int | None = None, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Measured rate of a square matrix product in 10^9 operations a second; on a CPU, other work left out."""
+    device = torch.device(device)
+    size = size or (8192 if device.type == "cuda" else 2048)
     rates = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        matrix = torch.randn(size, size).to(dtype)
+        matrix = torch.randn(size, size, device=device).to(dtype)
         best = float("inf")
         for _ in range(6):
-            start = time.process_time()
+            start = _seconds_of_work(device)
             matrix @ matrix
-            best = min(best, (time.process_time() - start) / torch.get_num_threads())
+            best = min(best, _seconds_of_work(device) - start)
         rates[name] = 2 * size**3 / best / 1e9
     return rates
+
+
+def _seconds_of_work(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time() / torch.get_num_threads()
 
 
 def show(report: dict[str, Any], volume: dict[str, Any]) -> None:

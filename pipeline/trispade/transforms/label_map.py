@@ -382,7 +382,7 @@ def _loaded(image: Any, key: Hashable) -> MetaTensor:
         image = image[None]
     if image.ndim != 4 or len(image) != 1:
         shape = tuple(image.shape)
-        raise InputError.of(name or key, "one channel, (1, X, Y, Z)", f"shape {shape}", "Choose the channel.")
+        raise InputError.of(name or key, "one channel, (X, Y, Z) or (1, X, Y, Z)", f"shape {shape}", "Choose the channel.")
     label_map, affine = check_label_map(array_of(image), affine_of(image), name or str(key))
     loaded = tensor_of_file(label_map, affine, name)
     loaded.meta = {**image.meta, **loaded.meta}
