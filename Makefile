@@ -57,7 +57,7 @@ dist: $(VENV)/.installed-test  ## source distribution and wheel, in dist/
 	$(BIN)/python -m build
 
 clean:  ## remove .venv and whatever was built
-	rm -rf $(VENV) $(VENV)-clients $(VENV)-label build dist demo pipeline/*.egg-info
+	rm -rf $(VENV) $(VENV)-clients $(VENV)-label $(VENV)-deploy build dist demo pipeline/*.egg-info
 
 $(VENV)/.installed: $(SETUP)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
