@@ -112,8 +112,8 @@ class TriplanarInferer(Inferer):
         progress: show a progress bar for each volume.
         style_seed: draws the style code that all slices, planes and volumes share, from N(0, 1), for a model that was
             trained with style; None is the code of zeros, the mean style.
-        compile: compile the networks of a model that is not on a CPU by `torch.compile`, in place. The first volume
-            then takes minutes, and each of those that follow less time.
+        compile: compile the networks for which there is no fast path by `torch.compile`, in place, for many volumes on
+            a GPU: the first takes minutes.
     """
 
     def __init__(
@@ -191,9 +191,11 @@ class TriplanarInferer(Inferer):
                 self.fusion.sw_batch_size = smaller_batch("sw_batch_size", self.fusion.sw_batch_size, error)
 
     def _compile(self, network: Any) -> None:
-        for part in (*network.generators.values(), network.fusion):
-            # Compiled once: that is where torch keeps what it has compiled.
-            if part._compiled_call_impl is None and next(part.parameters()).device.type != "cpu":
+        taken = [(part, fast_generator(part, self.amp)) for part in network.generators.values()]
+        taken.append((network.fusion, fast_fusion(network.fusion, self.amp, BACKGROUND)))
+        for part, path in taken:
+            # Once: that is where torch keeps what it has compiled.
+            if path is part and part._compiled_call_impl is None:
                 part.compile()
 
     def _style(self, network: Any) -> Tensor | None:
