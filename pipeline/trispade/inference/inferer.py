@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer, SlidingWindowInferer
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from trispade.distributed import is_first
@@ -191,9 +191,9 @@ class TriplanarInferer(Inferer):
                 self.fusion.sw_batch_size = smaller_batch("sw_batch_size", self.fusion.sw_batch_size, error)
 
     def _compile(self, network: Any) -> None:
-        taken = [(part, fast_generator(part, self.amp)) for part in network.generators.values()]
-        taken.append((network.fusion, fast_fusion(network.fusion, self.amp, BACKGROUND)))
-        for part, path in taken:
+        paths = [(part, fast_generator(part, self.amp)) for part in network.generators.values()]
+        part: nn.Module
+        for part, path in [*paths, (network.fusion, fast_fusion(network.fusion, self.amp, BACKGROUND))]:
             # Once: that is where torch keeps what it has compiled.
             if path is part and part._compiled_call_impl is None:
                 part.compile()
