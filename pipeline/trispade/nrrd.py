@@ -92,7 +92,8 @@ def open_nrrd(path: str | Path) -> NrrdImage:
 
 def _header_lines(file: BinaryIO) -> list[bytes]:
     """Read up to the empty line behind the header; the file is then where its voxels begin."""
-    lines, room = [], LARGEST_HEADER
+    lines: list[bytes] = []
+    room = LARGEST_HEADER
     while room > 0:
         line = file.readline(room)
         room -= len(line)
@@ -161,5 +162,5 @@ def _inflate(file: BinaryIO, size: int) -> bytes:
 
 
 def _brief(value: object) -> str:
-    text = str(value)
+    text = "".join(each if each.isprintable() else "?" for each in str(value))
     return text if len(text) <= 60 else f"{text[:60]}..."
