@@ -3,7 +3,8 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet
+# Python compiles what is imported when it is imported: a quarter of a gigabyte less on the disk.
+PIP    := $(BIN)/python -m pip install --quiet --no-compile
 SETUP  := setup.cfg setup.py pyproject.toml constraints.txt
 
 .PHONY: help demo test lint types unit clients format dist clean
@@ -56,7 +57,7 @@ dist: $(VENV)/.installed-test  ## source distribution and wheel, in dist/
 	$(BIN)/python -m build
 
 clean:  ## remove .venv and whatever was built
-	rm -rf $(VENV) $(VENV)-clients $(VENV)-label build dist demo pipeline/*.egg-info
+	rm -rf $(VENV) $(VENV)-clients $(VENV)-label $(VENV)-deploy build dist demo pipeline/*.egg-info
 
 $(VENV)/.installed: $(SETUP)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

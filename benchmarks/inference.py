@@ -6,8 +6,8 @@
 Naive is what a good engineer would write in a day: batches of slices (of the best size) over all slices for three
 generators, then MONAI's `SlidingWindowInferer` with patches of 32^3, 50% overlap and sw_batch_size 8, in fp32, with as
 many threads and the same rule of fusion. Each way runs in a process of its own, which gives its peak memory; the ways
-take turns, stage by stage, so that other work on the machine meets all of them alike. A large preset can be measured on
-some of the slices (--slices); its seconds are then scaled to all slices, and the report says so.
+take turns, some seconds each, so that other work on the machine meets all of them alike. A large preset can be measured
+on some of the slices (--slices); its seconds are then scaled to all slices, and the report says so.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ from trispade.transforms import FillBraind, LoadLabelMapd, MapLabelsd, ToWorking
 PRESETS = Path(__file__).resolve().parent.parent / "bundle/configs/presets"
 WAYS = ("naive", "fast_fp32", "fast_bf16")
 NAIVE_BATCHES = (1, 4, 12)
+TURNS = 8
+"""Turns that each way takes at each stage."""
 RANDOM_SPREAD = 0.2
 """Spread of random weights' images, in [-1, 1].
 
@@ -166,16 +168,20 @@ def measure(
         arguments = (way, end, preset, label_map, model, folder / f"{way}.npy", num_slices)
         processes[way] = context.Process(target=work, args=arguments, daemon=True)
         processes[way].start()
-    seconds: dict[str, dict[str, float]] = {way: {} for way in WAYS}
+    seconds: dict[str, dict[str, float]] = {way: dict.fromkeys((*PLANES, "fusion"), 0.0) for way in WAYS}
     processor: dict[str, float] = dict.fromkeys(WAYS, 0.0)
     for way in WAYS:
         pipes[way].recv()
     for stage in (*PLANES, "fusion"):
-        for way in WAYS:
-            pipes[way].send(stage)
-            wall, cpu = pipes[way].recv()
-            seconds[way][stage] = wall
-            processor[way] += cpu
+        active = list(WAYS)
+        while active:
+            for way in tuple(active):
+                pipes[way].send(stage)
+                done, wall, cpu = pipes[way].recv()
+                seconds[way][stage] += wall
+                processor[way] += cpu
+                if done:
+                    active.remove(way)
     results: dict[str, Any] = {}
     for way in WAYS:
         pipes[way].send("end")
@@ -237,15 +243,54 @@ def work(
         pipe.send("ready")
         volumes = torch.full((len(PLANES) + 1, *label_map.shape), BACKGROUND)
         for index, stage in enumerate((*PLANES, "fusion")):
-            assert pipe.recv() == stage
-            wall, cpu = time.perf_counter(), time.process_time()
-            scale = run_stage(way, stage, network, label_map, volumes, index, batch_size, num_slices)
-            pipe.send(((time.perf_counter() - wall) * scale, (time.process_time() - cpu) * scale))
+            turns = TakeTurns(pipe, stage)
+            run_stage(way, stage, network, label_map, volumes, index, batch_size, num_slices, turns)
+            turns.end()
     np.save(result, volumes.numpy())
     pipe.recv()
     # Of this process alone: what getrusage gives begins at its parent's peak.
     peak_gib = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
     pipe.send({"peak_gib": peak_gib, "batch_size": batch_size})
+
+
+class TakeTurns:
+    """Lets a stage go on when its turn comes, and tells of each turn whether it was the last, its wall and CPU seconds.
+
+    Args:
+        pipe: the stage's name comes in for each turn.
+        stage: that is waited for.
+
+    Attributes:
+        total: slices or calls of the stage, set before the first is done.
+        scale: factor from the slices that are painted to all of them.
+    """
+
+    def __init__(self, pipe: Connection, stage: str) -> None:
+        self.pipe = pipe
+        self.stage = stage
+        self.total = 1
+        self.scale = 1.0
+        self.done = 0
+        self._start()
+
+    def _start(self) -> None:
+        assert self.pipe.recv() == self.stage
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def _tell(self, last: bool) -> None:
+        wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
+        self.pipe.send((last, wall * self.scale, cpu * self.scale))
+
+    def step(self, number: int = 1) -> None:
+        """Tell that so many slices or calls are done; where a turn ends with them, wait for the next."""
+        before, self.done = self.done * TURNS // self.total, self.done + number
+        if before < self.done * TURNS // self.total < TURNS:
+            self._tell(last=False)
+            self._start()
+
+    def end(self) -> None:
+        """Tell that the stage is done."""
+        self._tell(last=True)
 
 
 def run_stage(
@@ -257,8 +302,9 @@ def run_stage(
     index: int,
     batch_size: int,
     num_slices: int | None,
-) -> float:
-    """Paint one plane, or fuse; gives the factor from the slices that were painted to all of them."""
+    turns: TakeTurns,
+) -> None:
+    """Paint one plane, or fuse."""
     if stage == "fusion":
         planes = volumes[None, :-1]
         if num_slices is not None:
@@ -266,19 +312,26 @@ def run_stage(
             planes = (label_map / 12 - 1).clamp(max=1.0).expand(1, len(PLANES), -1, -1, -1)
         fusion = SlidingWindowInferer((32, 32, 32), sw_batch_size=8, overlap=0.5, mode="gaussian")
         net = network.fusion if way == "naive" else fast_fusion(network.fusion, way == "fast_bf16", BACKGROUND)
-        merged = fusion(fusion_input(planes, label_map[None, None]), net)[0, 0]
+        turns.total = -(-F.max_pool3d(label_map.float()[None, None], 32, 16).numel() // fusion.sw_batch_size)
+
+        def merge(windows: Tensor) -> Tensor:
+            merged = net(windows)
+            turns.step()
+            return merged
+
+        merged = fusion(fusion_input(planes, label_map[None, None]), merge)[0, 0]
         volumes[-1] = merged.clamp_(-1.0, 1.0).masked_fill_(label_map == 0, BACKGROUND)
-        return 1.0
+        return
     plane = stage
-    chosen, scale = chosen_slices(label_map.shape[slice_axis(plane)], num_slices)
+    chosen, turns.scale = chosen_slices(label_map.shape[slice_axis(plane)], num_slices)
+    turns.total = len(chosen)
     part = label_map.index_select(slice_axis(plane), chosen)
     if way == "naive":
-        painted = paint_naively(network.generators[plane], part, plane, batch_size)
+        painted = paint_naively(network.generators[plane], part, plane, batch_size, turns)
     else:
-        inferer = PlaneInferer(plane, batch_size, amp=way == "fast_bf16")
+        inferer = PlaneInferer(plane, batch_size, amp=way == "fast_bf16", on_progress=turns.step)
         painted = inferer(part[None, None], network.generators[plane])[0, 0]
     volumes[index].index_copy_(slice_axis(plane), chosen, painted)
-    return scale
 
 
 def chosen_slices(size: int, number: int | None, run: int = 12) -> tuple[Tensor, float]:
@@ -291,9 +344,12 @@ def chosen_slices(size: int, number: int | None, run: int = 12) -> tuple[Tensor,
     return chosen, size / len(chosen)
 
 
-def paint_naively(generator: nn.Module, label_map: Tensor, plane: Any, batch_size: int) -> Tensor:
-    slices = slice_volume(label_map[None], plane)
-    painted = torch.cat([generator(batch) for batch in slices.split(batch_size)])
+def paint_naively(generator: nn.Module, label_map: Tensor, plane: Any, batch_size: int, turns: TakeTurns) -> Tensor:
+    parts = []
+    for batch in slice_volume(label_map[None], plane).split(batch_size):
+        parts.append(generator(batch))
+        turns.step(len(batch))
+    painted = torch.cat(parts)
     return painted.movedim(0, slice_axis(plane) + 1)[0].masked_fill(label_map == 0, BACKGROUND)
 
 
@@ -354,18 +410,27 @@ def operations(function: Callable[..., Tensor], *arguments: Any) -> float:
     return counter.get_total_flops() / 1e12
 
 
-def matrix_rates(size: int = 2048) -> dict[str, float]:
-    """Measured rate of a square matrix product in 10^9 operations a second, on all threads, other work left out."""
+def matrix_rates(size: int | None = None, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Measured rate of a square matrix product in 10^9 operations a second; on a CPU, other work left out."""
+    device = torch.device(device)
+    size = size or (8192 if device.type == "cuda" else 2048)
     rates = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        matrix = torch.randn(size, size).to(dtype)
+        matrix = torch.randn(size, size, device=device).to(dtype)
         best = float("inf")
         for _ in range(6):
-            start = time.process_time()
+            start = _seconds_of_work(device)
             matrix @ matrix
-            best = min(best, (time.process_time() - start) / torch.get_num_threads())
+            best = min(best, _seconds_of_work(device) - start)
         rates[name] = 2 * size**3 / best / 1e9
     return rates
+
+
+def _seconds_of_work(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time() / torch.get_num_threads()
 
 
 def show(report: dict[str, Any], volume: dict[str, Any]) -> None:

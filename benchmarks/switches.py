@@ -1,12 +1,12 @@
 """What each switch of the recipe gives by itself: short trainings at 2 mm, each with one setting changed.
 
-    .venv/bin/python benchmarks/switches.py "$MALC2012" runs/short --json result.json
+    .venv/bin/python benchmarks/switches.py "$MALC2012" runs/switches --json result.json
 
-The folder is that of `benchmarks/short_run.sh`: its cache, and for the fusion nets its painted planes. Generators are
-those of the axial plane, trained from random weights, with the learning rates of the short run; fusion nets learn from
-the three planes. Compared are the validation people, brain only, with the fit. Two rows differ in the seed alone: what
-lies within their difference tells nothing. CPU minutes are those of this machine, one thread. After a stop, the same
-command goes on; a variant that is done is not run again.
+Generators are those of the axial plane, trained from random weights, with the learning rates of the short run; fusion
+nets learn from what three generators as published, trained as long, have painted. Compared are the validation people,
+brain only, with the fit. Two rows differ in the seed alone: what lies within their difference tells nothing. CPU
+minutes are those of this machine, one thread. After a stop, the same command goes on; a variant that is done is not run
+again. Two commands, one for each --kind, may share a folder and a file once its cache is prepared.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 from trispade.bundle_run import build_components, find_bundle, run_stage
 from trispade.data.cache import PreparedCase
 from trispade.engines import load_checkpoint
+from trispade.geometry import PLANES
 from trispade.inference import PlaneInferer, load_generator
 from trispade.metrics import compare_in_evaluation_space
 from trispade.metrics.table import write_text
@@ -59,40 +60,62 @@ DIGITS = {"psnr": 2, "ssim": 3, "sharpness": 2}
 INCOHERENCE = ("incoherence_axial", "incoherence_coronal", "incoherence_sagittal")
 METRICS = (*DIGITS, *INCOHERENCE)
 COARSE = {"spacing_mm": 2.0, "box": [96, 96, 96]}
+RATES = {"slice_batch_size": 4, "generator_rate": 4.0e-4}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset_dir", type=Path, help="MALC 2012")
-    parser.add_argument("work_dir", type=Path, help="of the short run")
+    parser.add_argument("work_dir", type=Path, help="for the cache, what is painted and what is trained")
     parser.add_argument("--epochs", type=int, default=6, help="of each generator")
     parser.add_argument("--fusion-epochs", type=int, default=8, help="of each fusion net")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="variants to train; the others are left as they are")
+    parser.add_argument("--kind", choices=("generators", "fusion-nets"), help="default: both")
     parser.add_argument("--json", type=Path, required=True, help="where the results are kept")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = json.loads(options.json.read_text()) if options.json.exists() else {}
     given = {"dataset_dir": str(options.dataset_dir), "work_dir": str(options.work_dir), **COARSE}
+    run("prepare", given)
     for kind, variants, epochs in (
         ("generator", GENERATORS, options.epochs),
         ("fusion net", FUSION_NETS, options.fusion_epochs),
     ):
+        if options.kind and options.kind[:3] != kind[:3]:
+            continue
         train = train_generator if kind == "generator" else train_fusion
         for name, settings in variants.items():
             key = f"{kind}, {epochs} epochs: {name}"
-            if key in results or (options.only and name not in options.only):
+            if key in read(options.json) or (options.only and name not in options.only):
                 continue
+            if kind == "fusion net":
+                paint_planes(given, options.epochs)
             folder = options.work_dir / "switches" / f"{kind}-{epochs}-{name}".replace(" ", "_").replace(",", "")
-            results[key] = train(folder, {**given, **settings}, epochs)
-            write_text(json.dumps(results, indent=1) + "\n", options.json)
-            print(f"{key}: {results[key]}", flush=True)
-        print_table(kind, epochs, variants, results)
+            result = train(folder, {**given, **settings}, epochs)
+            write_text(json.dumps({**read(options.json), key: result}, indent=1) + "\n", options.json)
+            print(f"{key}: {result}", flush=True)
+        print_table(kind, epochs, variants, read(options.json))
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Read the results that there are."""
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def run(stage: str, settings: dict[str, Any]) -> None:
+    """Run a stage to its end, or go on with it; where it has ended, nothing is done."""
+    run_stage(find_bundle()[0], stage, "compact", None, **settings)
+
+
+def paint_planes(given: dict[str, Any], epochs: int) -> None:
+    """Train a generator of each plane as published, and paint the people of the fusion nets with them."""
+    for plane in PLANES:
+        run("train_spade", {**given, **RATES, "plane": plane, "max_epochs": epochs, "val_interval": epochs})
+    run("synthesize_planes", given)
 
 
 def train_generator(folder: Path, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
     """Train an axial generator, and compare what it paints with the scans of the validation people."""
-    rates = {"slice_batch_size": 4, "generator_rate": 4.0e-4}
-    settings = {"plane": "axial", **rates, **settings}
+    settings = {"plane": "axial", **RATES, **settings}
     minutes = trained("train_spade", folder, settings, epochs)
     vocabulary, prepared, cases = components("train_spade", ["vocabulary", "settings", "validate#cases"], settings)
     architecture = load_checkpoint(folder / "last.pt")["record"]["architecture"]
@@ -106,7 +129,7 @@ def train_generator(folder: Path, settings: dict[str, Any], epochs: int) -> dict
 
 
 def train_fusion(folder: Path, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
-    """Train a fusion net on the short run's planes, and compare what it makes of them with the scans."""
+    """Train a fusion net on the painted planes, and compare what it makes of them with the scans."""
     settings = {"patch_batch_size": 10, **settings}
     minutes = trained("train_fusion", folder, {**settings, "model_file": str(folder / "model.pt")}, epochs)
     network, slide, cases = components("train_fusion", ["network", "validate#inferer", "validate#cases"], settings)
@@ -124,16 +147,7 @@ def train_fusion(folder: Path, settings: dict[str, Any], epochs: int) -> dict[st
 def trained(stage: str, folder: Path, settings: dict[str, Any], epochs: int) -> float:
     """Train to the end, or go on; the minutes of processor that this took since the start or the stop."""
     start = time.process_time()
-    run_stage(
-        find_bundle()[0],
-        stage,
-        "compact",
-        None,
-        **settings,
-        stage_dir=str(folder),
-        max_epochs=epochs,
-        val_interval=epochs,
-    )
+    run(stage, {**settings, "stage_dir": str(folder), "max_epochs": epochs, "val_interval": epochs})
     return (time.process_time() - start) / 60
 
 

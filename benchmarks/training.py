@@ -86,7 +86,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     batch_size = parser.get_parsed_content("slice_batch_size")
     operations = {"textbook": textbook.operations(), "ours": operations_of(trainer, textbook.batch())}
     cuda = torch.cuda.is_available()
-    rates = {} if cuda else matrix_rates()
+    rates = matrix_rates(device="cuda" if cuda else "cpu")
     report: dict[str, Any] = {
         "preset": options.preset,
         "plane": options.plane,
@@ -283,8 +283,10 @@ def show(report: dict[str, Any]) -> None:
         )
     low, high = report["speedup_range"]
     rates = ", ".join(f"{kind} {rate:.0f}e9" for kind, rate in report["matrix_rate_gflops"].items())
+    share = report["ours"]["giga_operations_per_second"] / report["matrix_rate_gflops"]["bf16"]
     print(f"ours is {report['speedup']:.2f} times as fast [{low:.2f}, {high:.2f} turn by turn]")
-    print(f"matrix rate of this machine: {rates or 'not measured'}; peak memory of both {report['peak_gib']:.2f} GiB")
+    print(f"matrix rate of this machine: {rates}; ours has {share:.0%} of bf16's")
+    print(f"peak memory of both {report['peak_gib']:.2f} GiB")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import itk
 import nibabel as nib
@@ -148,3 +150,37 @@ def test_dciodvfy_finds_no_error_but_a_tag_that_is_younger_than_it(tmp_path: Pat
         assert "MRImage" in done.stderr
         errors = [line for line in done.stderr.splitlines() if line.startswith("Error") and "(0008,001c)" not in line]
         assert errors == []
+
+
+@pytest.mark.parametrize("volume", [VOLUME, VOLUME.astype(np.int16)], ids=["float32", "int16"])
+def test_a_file_has_what_the_standard_asks_of_an_mr_image_and_nothing_else(tmp_path: Path, volume: np.ndarray) -> None:
+    # highdicom carries the standard's tables of modules and their attributes, as PS3.3 and PS3.4 have them.
+    tables = files("highdicom") / "_standard"
+    sop_classes, iods, modules = (
+        json.loads((tables / f"{name}.json").read_text())
+        for name in ("sop_class_iod_map", "iod_module_map", "module_attribute_map")
+    )
+    for file in write(tmp_path / "a", volume):
+        assert sop_classes[file.SOPClassUID] == "mr-image"
+        known = {"RescaleIntercept", "RescaleSlope", "RescaleType"}  # not of the MR image's own, see docs/formats.md
+        for module in iods["mr-image"]:
+            for attribute in modules[module["key"]]:
+                known.add(attribute["keyword"])
+                if module["usage"] == "M":
+                    assert_is_there(file, attribute)
+        assert {element.keyword for element in file} - known == set()
+        assert {element.tag.is_private for element in file} == {False}
+        for element in file.iterall():
+            pydicom.DataElement(element.tag, element.VR, element.value, validation_mode=pydicom.config.RAISE)
+
+
+def assert_is_there(dataset: pydicom.Dataset, attribute: dict[str, Any]) -> None:
+    """Hold a dataset to the type of an attribute: 1, there and not empty; 2, there; others may be left out."""
+    items = [dataset]
+    for keyword in attribute["path"]:
+        items = [below for item in items for below in item.get(keyword, [])]
+    for item in items:
+        if attribute["type"] in ("1", "2"):
+            assert attribute["keyword"] in item, attribute
+        if attribute["type"] == "1":
+            assert not item[attribute["keyword"]].is_empty, attribute

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gzip
+import sys
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -165,12 +167,12 @@ BAD_FILES = {
     missing: r"expected an NRRD file, got no file of this name\. Check the path",
     folder: r"expected an NRRD file, got a folder\. Name one file in it",
     of_text: r"expected a whole, readable NRRD file, got 'it does not begin as one does'\. Copy or export",
-    of_a_broken_header: r"expected a whole, readable NRRD file, got 'parsed 2 values, but dimension is 3'",
-    cut: r"expected a whole, readable NRRD file, got 'fread got only 80 1-sized things, not 120 .*'\. Copy or export",
+    of_a_broken_header: r"expected a 3D volume, one number a voxel, got 2 sizes for 3 axes\. Choose",
+    cut: r"expected a whole, readable NRRD file, got '80 bytes of voxels instead of 120'\. Copy or export",
     without_space: r"expected a 'space' of anatomical directions in its header, got none\. Save it with one",
-    of_vectors: r"expected a 3D volume, one number a voxel, got 3 axes in space, 3 numbers a voxel\. Choose",
-    of_one_slice: r"expected a 3D volume, one number a voxel, got 2 axes in space, 1 numbers a voxel\. Choose",
-    of_one_slice_in_space: r"expected a whole, readable NRRD file, got 'number of domain axes .* \(2\) doesn't match",
+    of_vectors: r"expected a 3D volume, one number a voxel, got 4 axes\. Choose",
+    of_one_slice: r"expected a 3D volume, one number a voxel, got 2 axes\. Choose",
+    of_one_slice_in_space: r"expected a 3D volume, one number a voxel, got 2 axes\. Choose",
     of_probabilities: r"expected integer label ids, got 2 voxels that hold no integer, such as (8|517)\.5\. Give",
 }
 
@@ -199,3 +201,52 @@ def test_a_sheared_or_too_coarse_grid_is_refused_as_that_of_a_nifti_is(tmp_path:
     coarse = HEADER.replace("(0,0,2)", "(0,0,5)")
     with pytest.raises(InputError, match=r"a\.nrrd: expected voxels of 0\.3 to 4\.0 mm, got 1 x 1\.5 x 5 mm"):
         header_of(save(tmp_path / "a.nrrd", header=coarse))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "data file: /etc/hostname",
+            r"expected header and voxels in one file, got a header that names /etc/hostname\.",
+        ),
+        ("datafile: a.raw", r"expected header and voxels in one file, got a header that names a\.raw\. Save it again"),
+        ("byte skip: -1", r"expected voxels that follow the header, got a byte skip of -1\. Save it again"),
+        ("line skip: 3", r"expected voxels that follow the header, got a line skip of 3\. Save it again"),
+    ],
+)
+def test_voxels_that_are_elsewhere_are_not_looked_for(tmp_path: Path, line: str, message: str) -> None:
+    header = HEADER.replace("endian:", f"{line}\nendian:")
+    with pytest.raises(InputError, match=rf"a\.nrrd: {message}"):
+        header_of(save(tmp_path / "a.nrrd", header=header))
+
+
+@pytest.mark.parametrize("encoding", ["bzip2", "ascii", "hex"])
+def test_an_encoding_that_is_not_read_is_named(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(InputError, match=rf"expected voxels encoded as raw or gzip, got {encoding}\. Save it again"):
+        header_of(save(tmp_path / "a.nrrd", encoding=encoding))
+
+
+def test_a_file_too_small_for_what_it_announces_is_refused_before_room_is_made(tmp_path: Path) -> None:
+    header = HEADER.replace("sizes: 4 5 6", "sizes: 400 300 100")
+    with pytest.raises(InputError, match=r"expected a whole, readable file of 400 x 300 x 100 voxels, got a torn one"):
+        header_of(save(tmp_path / "a.nrrd", encoding="gzip", header=header))
+
+
+def test_of_what_inflates_to_more_than_is_announced_the_rest_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "a.nrrd"
+    text = HEADER.format(type="int", space=LPS, encoding="gzip").encode()
+    path.write_bytes(text + gzip.compress(LABELS.tobytes(order="F") + bytes(50 << 20)))
+    tracemalloc.start()
+    np.testing.assert_array_equal(read_label_map(path)[0], LABELS)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+def test_without_pynrrd_the_reader_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nrrd", None)
+    with pytest.raises(
+        InputError, match=r"a\.nrrd: expected pynrrd, which reads NRRD, got no such .*pip install pynrrd"
+    ):
+        header_of(save(tmp_path / "a.nrrd"))

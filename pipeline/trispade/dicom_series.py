@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trispade.errors import InputError
-from trispade.nrrd import LPS_TO_RAS, end_of_message
+from trispade.nrrd import LPS_TO_RAS
 
 EVENNESS = 0.02
 """How much steps between slices may differ, as a share of the middle one: positions are stored with few digits."""
@@ -181,3 +181,8 @@ def _numbers(folder: Path, file: str, tags: Any, tag: str, count: int) -> np.nda
 
 def _text(tags: Any, tag: str) -> str:
     return str(tags[tag]).strip(" \0") if tags.HasKey(tag) else ""
+
+
+def end_of_message(error: RuntimeError) -> str:
+    """End of a message of itk's: what comes before it names places in its source."""
+    return str(error).strip().splitlines()[-1].rpartition(": ")[-1]

@@ -39,7 +39,10 @@ _GEOMETRY_FIELDS = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
-_READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zlib.error, HeaderDataError, ImageFileError, MGHError)
+_READ_ERRORS = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, OverflowError),
+    *(zlib.error, HeaderDataError, ImageFileError, MGHError),
+)
 
 _FORMATS = {".mgz": "MGZ", ".nrrd": "NRRD", ".dcm": "DICOM"}
 """By the suffix; NIfTI is every other."""
@@ -283,7 +286,8 @@ def _load(path: Path) -> nib.spatialimages.SpatialImage:
     if path.suffix == ".dcm":
         remedy = "Name the folder of a T1w's series, or a label map as DICOM SEG."
         raise InputError.of(path, "a DICOM SEG", "another DICOM file, or none", remedy)
-    return nib.load(path)
+    with np.errstate(all="ignore"):  # of an affine that is no number, which is told of when it is checked
+        return nib.load(path)
 
 
 def _a_file(path: Path) -> str:

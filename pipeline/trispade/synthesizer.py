@@ -150,8 +150,6 @@ def _with_affine(label_map: LabelMap, affine: np.ndarray | Tensor | None) -> str
     if has_own and affine is not None:
         kind = type(label_map).__name__
         raise InputError.of("affine", f"none beside a {kind}, which has its own", "one", "Leave it out.")
-    if isinstance(label_map, MetaTensor) and label_map.ndim == 3:
-        return MetaTensor(label_map[None], meta=label_map.meta)
     if has_own:
         return label_map
     if not isinstance(label_map, np.ndarray | Tensor):
@@ -163,7 +161,7 @@ def _with_affine(label_map: LabelMap, affine: np.ndarray | Tensor | None) -> str
     matrix = np.asarray(convert_to_numpy(affine), np.float64)
     if matrix.shape != (4, 4):
         raise InputError.of("affine", "a matrix of 4 x 4", f"one of shape {matrix.shape}", "Give voxel -> RAS+ mm.")
-    return MetaTensor(voxels if voxels.ndim == 4 else voxels[None], affine=torch.from_numpy(matrix))
+    return MetaTensor(voxels, affine=torch.from_numpy(matrix))
 
 
 def _native(array: np.ndarray) -> np.ndarray:

@@ -61,7 +61,7 @@ def check_volume(path: Path, shape: Sequence[int], affine: np.ndarray, dtype: np
         expected = f"a field of view of at most {LARGEST_FIELD_MM:g} mm"
         raise InputError.of(path, expected, found, "Crop it to the head, or repair the voxel size in the header.")
     size = path.stat().st_size
-    if path.suffix in (".gz", ".mgz") and voxels * dtype.itemsize > MOST_DEFLATED * size:
+    if path.suffix in (".gz", ".mgz", ".nrrd") and voxels * dtype.itemsize > MOST_DEFLATED * size:
         expected = f"a whole, readable file of {extents} voxels"
         raise InputError.of(path, expected, f"a torn one of {size} bytes", _REMEDY)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from trispade.engines import describe_training, hash_tensors, load_checkpoint, s
 from trispade.errors import InputError
 from trispade.geometry import middle_slice
 from trispade.labels import LabelClass, Vocabulary
+from trispade.networks import plain_copy
 
 VOCABULARY = Vocabulary(
     "small",
@@ -107,3 +110,48 @@ def test_a_generator_that_saw_neighbours_does_not_start_one_that_sees_others(che
     for changes in ({}, {"architecture": {**ARCHITECTURE, "label_slices": 5}}):
         with pytest.raises(InputError, match="expected a checkpoint with architecture"):
             start(checkpoint[0], new_networks(build_gan), **changes)
+
+
+@pytest.fixture
+def model(build_gan, tmp_path):
+    """A model file with one generator, spectral norm folded, and what trained it."""
+    generator = build_gan(seed=3).generator
+    for _ in range(50):  # as after some training: its weights' norm is then near 1
+        _ = [block.conv_0.weight for block in generator.train().blocks]
+    folded = plain_copy(generator)
+    state = {f"generators.axial.{name}": value for name, value in folded.state_dict().items()}
+    save_checkpoint(state, tmp_path / "model.pt")
+    record = {
+        "vocabulary": VOCABULARY.to_dict(),
+        "architecture": ARCHITECTURE,
+        "training": {"generator_axial": {"plane": "axial", "people": ["p1"], "settings": {"spacing_mm": 1.0}}},
+    }
+    (tmp_path / "model.json").write_text(json.dumps(record))
+    return tmp_path / "model.pt", folded
+
+
+@pytest.mark.parametrize("label_slices", [1, 3])
+def test_training_starts_from_the_generator_of_a_model_and_a_new_discriminator(model, build_gan, label_slices):
+    path, folded = model
+    gan = build_gan(seed=4, label_slices=label_slices)
+    networks = {"generator": gan.generator, "discriminator": gan.discriminator}
+    before = hash_tensors(gan.discriminator.state_dict())
+    told = start(path, networks, architecture={**ARCHITECTURE, "label_slices": label_slices})
+    label_maps = torch.randint(0, 4, (2, label_slices, 32, 32))
+    with torch.no_grad():
+        expected = folded(middle_slice(label_maps))
+        torch.testing.assert_close(gan.generator.eval()(label_maps), expected, atol=1e-4, rtol=1e-3)
+        gan.generator.train()(label_maps)  # its power iteration finds the norm where it was
+        moved = plain_copy(gan.generator).blocks[0].conv_0.weight
+    torch.testing.assert_close(moved, folded.blocks[0].conv_0.weight, atol=1e-3, rtol=1e-2)
+    assert hash_tensors(gan.discriminator.state_dict()) == before
+    assert told["people"] == ["p1"]
+    assert list(told["weights"]) == ["generator"]
+
+
+def test_a_model_without_its_record_is_one_clear_line(model, build_gan):
+    path, _ = model
+    path.with_suffix(".json").unlink()
+    message = r"model.pt: expected a checkpoint, or a model whose .json tells of its generator_axial, got neither. Copy"
+    with pytest.raises(InputError, match=message):
+        start(path, new_networks(build_gan))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -220,3 +222,26 @@ def test_generators_that_see_neighbours_paint_as_the_network_itself_does(enliven
     torch.testing.assert_close(
         painted.masked_fill(label_map == 0, -1.0), expected, atol=0.05 if amp else 1e-5, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_compiled_networks_without_a_fast_path_paint_the_same(network, label_map, monkeypatch, backend):
+    monkeypatch.setattr("trispade.inference.inferer.fast_generator", lambda generator, *_: generator)
+    monkeypatch.setattr("trispade.inference.inferer.fast_fusion", lambda fusion, *_: fusion)
+    monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend=backend))
+    label_map = label_map[:1]
+    expected = inferer(1000, return_planes=True)(label_map, network)
+    compiled = inferer(1000, return_planes=True, compile=True)
+    parts = [*network.generators.values(), network.fusion]
+    for _ in range(2):
+        torch.testing.assert_close(compiled(label_map, network), expected, atol=1e-5, rtol=1e-4)
+        calls = [part._compiled_call_impl for part in parts]
+        assert all(calls)
+    compiled(label_map, network)
+    assert calls == [part._compiled_call_impl for part in parts]
+
+
+def test_networks_that_take_the_fast_path_are_not_compiled(network, label_map):
+    expected = inferer()(label_map, network)
+    assert torch.equal(inferer(compile=True)(label_map, network), expected)
+    assert not any(part._compiled_call_impl for part in (*network.generators.values(), network.fusion))

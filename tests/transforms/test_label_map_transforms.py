@@ -214,7 +214,7 @@ def test_an_image_that_is_in_memory_is_loaded_as_its_file_is(tmp_path: Path) -> 
     ("image", "message"),
     [
         (torch.ones(1, 4, 4, 4), r"image: expected a path, a nibabel image or a MetaTensor, which have an affine, got"),
-        (MetaTensor(torch.ones(2, 4, 4, 4)), r"image: expected one channel, \(1, X, Y, Z\), got shape \(2, 4, 4, 4\)"),
+        (MetaTensor(torch.ones(2, 4, 4, 4)), r"image: expected one channel, .* got shape \(2, 4, 4, 4\)"),
         (MetaTensor(torch.full((1, 4, 4, 4), 0.5)), r"image: expected integer label ids, got 64 voxels that hold no"),
         (MetaTensor(torch.ones(1, 4, 4, 4) * 1j), r"image: expected one number a voxel, got voxels of type complex64"),
         (nib.Nifti1Image(np.ones((4, 4)), np.eye(4)), r"image: expected a 3D volume, got 2D of shape 4 x 4"),

@@ -28,7 +28,7 @@ from trispade.engines.handlers import (
     scalar_outputs,
 )
 from trispade.engines.interruption import StopOnSignal
-from trispade.engines.records import check_record, describe_training, fusion_architecture
+from trispade.engines.records import check_record, describe_training, fusion_architecture, read_model_record
 from trispade.engines.spade_trainer import SpadeTrainer
 from trispade.engines.starting_point import start_from
 from trispade.engines.training_state import KeepBest, TrainingState, constant_then_linear, is_finished

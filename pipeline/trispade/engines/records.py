@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,22 @@ def check_record(
                 f"another {key} of that description" if found == wanted else found,
                 remedy,
             )
+
+
+def read_model_record(model_file: str | Path) -> dict[str, Any]:
+    """Read the JSON beside a model file; empty if there is none.
+
+    Raises:
+        InputError: if it is torn.
+    """
+    path = Path(model_file).with_suffix(".json")
+    try:
+        record = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise InputError.of(path, "the record of a model", "text that is not JSON", "Copy it again.") from error
+    if not isinstance(record, dict):
+        raise InputError.of(path, "the record of a model", type(record).__name__, "Copy it again.")
+    return record
 
 
 def _brief(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Training that starts from trained networks, of coarser voxels for instance, instead of random weights."""
+"""Training that starts from trained networks, of coarser voxels or of the shipped model, instead of random weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from trispade.engines.checkpoints import hash_tensors, load_checkpoint
-from trispade.engines.records import check_record
+from trispade.engines.records import check_record, read_model_record
+from trispade.errors import InputError
 from trispade.labels import Vocabulary
-from trispade.networks import load_weights
+from trispade.networks import load_weights, with_spectral_norm
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +26,15 @@ def start_from(
     architecture: Mapping[str, Any],
     plane: str | None = None,
 ) -> dict[str, Any] | None:
-    """Load the networks of another run's checkpoint into those of this run.
+    """Load the networks of another run's checkpoint, or of a model, into those of this run.
 
-    Optimizers and schedules start anew. Voxel size, box and people of the two runs may differ, and a generator that saw
-    each label slice alone may learn to see its neighbours: at first it paints as before.
+    Optimizers and schedules start anew, and so does the discriminator if a model is given, which has none. Voxel size,
+    box and people of the two runs may differ, and a generator that saw each label slice alone may learn to see its
+    neighbours: at first it paints as before.
 
     Args:
-        checkpoint: of a ``train_spade`` or ``train_fusion`` run; None loads nothing.
+        checkpoint: of a ``train_spade`` or ``train_fusion`` run, or a model as it is shipped (``models/model.pt`` with
+            its ``model.json``); None loads nothing.
         networks: name in the checkpoint to the network that takes its weights.
         vocabulary: that the checkpoint must have.
         architecture: that the checkpoint must have, but for ``label_slices`` if it has none.
@@ -42,11 +45,14 @@ def start_from(
         and the hash of each network's weights by name; None without a checkpoint.
 
     Raises:
-        InputError: if the checkpoint is missing or torn, or of another vocabulary, architecture or plane.
+        InputError: if the checkpoint is missing or torn, or of another vocabulary, architecture or plane, or if a model
+            has no ``model.json`` beside it.
     """
     if checkpoint is None:
         return None
     content = load_checkpoint(checkpoint)
+    if "objects" not in content:
+        content = _part_of_model(checkpoint, content, plane)
     record = content.get("record", {})
     architecture = dict(architecture)
     label_slices = architecture.get("label_slices", 1)
@@ -54,12 +60,27 @@ def start_from(
         architecture.pop("label_slices", None)
     expected = {"plane": plane, "vocabulary": vocabulary.to_dict(), "architecture": architecture}
     check_record(checkpoint, record, "Choose a checkpoint of the same plane, preset and vocabulary.", **expected)
-    for name, network in networks.items():
-        state = with_room_for_neighbours(content["objects"][name], network, label_slices)
-        load_weights(network, state, f"{name} of {checkpoint}")
-    logger.info("%s: training starts from its %s", checkpoint, " and ".join(networks))
+    objects = {name: content["objects"][name] for name in networks if name in content["objects"]}
+    for name, state in objects.items():
+        widened = with_room_for_neighbours(state, networks[name], label_slices)
+        load_weights(networks[name], with_spectral_norm(widened, networks[name]), f"{name} of {checkpoint}")
+    logger.info("%s: training starts from its %s", checkpoint, " and ".join(objects))
     told = {key: record[key] for key in ("people", "settings", "start") if key in record}
-    return {**told, "weights": {name: hash_tensors(content["objects"][name]) for name in networks}}
+    return {**told, "weights": {name: hash_tensors(state) for name, state in objects.items()}}
+
+
+def _part_of_model(model_file: str | Path, state: Mapping[str, Tensor], plane: str | None) -> dict[str, Any]:
+    """Give the generator of a plane, or the fusion net, of a model as a checkpoint of its training has it."""
+    record = read_model_record(model_file)
+    part = "fusion" if plane is None else f"generator_{plane}"
+    if part not in record.get("training", {}):
+        expected = f"a checkpoint, or a model whose .json tells of its {part}"
+        raise InputError.of(model_file, expected, "neither", "Copy model.pt and model.json together.")
+    prefix = "fusion." if plane is None else f"generators.{plane}."
+    weights = {name.removeprefix(prefix): value.float() for name, value in state.items() if name.startswith(prefix)}
+    architecture = record["fusion_architecture" if plane is None else "architecture"]
+    own = {**record["training"][part], "vocabulary": record["vocabulary"], "architecture": architecture}
+    return {"record": own, "objects": {"network" if plane is None else "generator": weights}}
 
 
 def with_room_for_neighbours(state: Mapping[str, Tensor], network: nn.Module, label_slices: int) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from trispade.dicom_seg import is_dicom_seg
 from trispade.distributed import by_first_rank, gather, refuse_lone_ranks
+from trispade.engines import read_model_record
 from trispade.errors import InputError
-from trispade.inference.model_files import read_model_record
 from trispade.labels import LabelScheme
 from trispade.manifests import Case, Manifest, read_manifest
 from trispade.nifti import name_without_suffix

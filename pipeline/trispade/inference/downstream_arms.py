@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trispade.data import PreparedCase
+from trispade.engines import read_model_record
 from trispade.errors import InputError
-from trispade.inference.model_files import read_model_record
 from trispade.inference.volume_synthesis import VolumeSynthesis
 
 ARMS = ("real", "synthetic", "both", "real_all")

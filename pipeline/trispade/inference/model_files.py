@@ -18,7 +18,14 @@ from torch import nn
 from trispade import __version__
 from trispade.data import plain_settings
 from trispade.distributed import by_first_rank
-from trispade.engines import check_record, checkpoint_exists, hash_tensors, load_checkpoint, save_checkpoint
+from trispade.engines import (
+    check_record,
+    checkpoint_exists,
+    hash_tensors,
+    load_checkpoint,
+    read_model_record,
+    save_checkpoint,
+)
 from trispade.errors import InputError
 from trispade.geometry import PLANES, Plane
 from trispade.inference.fusion_choice import FIDELITY, add_to_record, choose_fusion, fusion_file
@@ -198,22 +205,6 @@ def load_model(
         )
     choose_fusion(network, model_file, record, fusion)
     return network.requires_grad_(False).eval().to(device)
-
-
-def read_model_record(model_file: str | Path) -> dict[str, Any]:
-    """Read the JSON beside a model file; empty if there is none.
-
-    Raises:
-        InputError: if it is torn.
-    """
-    path = Path(model_file).with_suffix(".json")
-    try:
-        record = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise InputError.of(path, "the record of a model", "text that is not JSON", "Copy it again.") from error
-    if not isinstance(record, dict):
-        raise InputError.of(path, "the record of a model", type(record).__name__, "Copy it again.")
-    return record
 
 
 def describe_model(model_file: str | Path) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trispade.engines import read_model_record
 from trispade.inference.fusion_choice import choose_fusion
 from trispade.inference.inferer import TriplanarInferer
-from trispade.inference.model_files import read_model_record
 from trispade.networks import TriplanarSynthesizer
 
 REALISM = "realism"

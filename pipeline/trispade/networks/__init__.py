@@ -7,6 +7,6 @@ from trispade.networks.direct import DirectUNet
 from trispade.networks.discriminator import SpadeDiscriminator
 from trispade.networks.recalibration import recalibrate_norms
 from trispade.networks.segmentation import HalfResolutionUNet
-from trispade.networks.spectral import fold_spectral_norm, plain_copy
+from trispade.networks.spectral import fold_spectral_norm, plain_copy, with_spectral_norm
 from trispade.networks.style_encoder import StyleEncoder
 from trispade.networks.triplanar import FusionNet, SpadeGenerator, TriplanarSynthesizer, fusion_input

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 Network = TypeVar("Network", bound=nn.Module)
+
+POWER_ITERATIONS = 30
+"""Of a weight that is loaded. One follows in each step of the training."""
 
 
 def add_spectral_norm(blocks: Iterable[nn.Module]) -> None:
@@ -63,6 +66,35 @@ def plain_copy(generator: Network) -> Network:
             if is_parametrized(child, "weight"):
                 setattr(part, name, _plain_convolution(child))
     return plain
+
+
+@torch.no_grad()
+def with_spectral_norm(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Give weights into which spectral norm was folded the form of a network that normalises its weights.
+
+    A folded weight has a spectral norm of 1: normalised once more it stays what it is, once the singular vectors that
+    go with it are found.
+
+    Args:
+        state: weights by their plain names (``conv.weight``); what is not normalised, or not folded, is left as it is.
+        network: of the same shapes; left as it is.
+
+    Returns:
+        A state dict with ``conv.parametrizations.weight.original`` and its singular vectors.
+    """
+    found = dict(state)
+    for name, part in network.named_modules():
+        weight = found.get(f"{name}.weight")
+        if weight is None or not is_parametrized(part, "weight"):
+            continue
+        del found[f"{name}.weight"]
+        convolution = skip_init(nn.Conv2d, weight.shape[1], weight.shape[0], kernel_size=tuple(weight.shape[2:]))
+        convolution.weight.copy_(weight)
+        spectral_norm(convolution, n_power_iterations=POWER_ITERATIONS).train()
+        _ = convolution.weight  # asked for in training mode, it improves the singular vectors
+        parametrized = convolution.parametrizations.state_dict(prefix=f"{name}.parametrizations.")
+        found.update(parametrized)
+    return found
 
 
 def _plain_convolution(convolution: nn.Module) -> nn.Conv2d:

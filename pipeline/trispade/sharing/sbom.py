@@ -19,6 +19,7 @@ LICENSES = {
     "monai": "Apache-2.0",
     "nibabel": "MIT",
     "numpy": "BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0",
+    "pynrrd": "MIT",
     "pytorch-ignite": "BSD-3-Clause",
     "scipy": "BSD-3-Clause",
     "tensorboard": "Apache-2.0",

@@ -381,8 +381,8 @@ def _loaded(image: Any, key: Hashable) -> MetaTensor:
     if image.ndim == 3:  # loaded without a channel
         image = image[None]
     if image.ndim != 4 or len(image) != 1:
-        shape = tuple(image.shape)
-        raise InputError.of(name or key, "one channel, (1, X, Y, Z)", f"shape {shape}", "Choose the channel.")
+        expected, found = "one channel, (X, Y, Z) or (1, X, Y, Z)", f"shape {tuple(image.shape)}"
+        raise InputError.of(name or key, expected, found, "Choose the channel.")
     label_map, affine = check_label_map(array_of(image), affine_of(image), name or str(key))
     loaded = tensor_of_file(label_map, affine, name)
     loaded.meta = {**image.meta, **loaded.meta}
