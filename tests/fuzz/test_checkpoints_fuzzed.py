@@ -101,7 +101,7 @@ def training_content() -> dict[str, Any]:
 def model_loading() -> Loading:
     network = TriplanarSynthesizer(VOCABULARY.num_classes, **ARCHITECTURE, fusion_channels=(2, 3, 4))
     parts = {f"generator_{plane}": TRAINED for plane in PLANES}
-    told = {"generators": dict.fromkeys(PLANES, ["a"]), "people": ["p3"], "preset": "tiny"}
+    told = {"generators": {plane: ["a"] for plane in PLANES}, "people": ["p3"], "preset": "tiny"}
     record = {
         "vocabulary": VOCABULARY.to_dict(),
         "architecture": ARCHITECTURE,

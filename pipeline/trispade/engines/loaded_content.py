@@ -60,12 +60,15 @@ def check_content(content: Any, path: Path, inside: int, form: Any) -> None:
     Raises:
         InputError: that names the first part that cannot be one of a checkpoint.
     """
-    level, parts = [content], 0
+    if not isinstance(content, dict):
+        raise InputError.of(path, _EXPECTED, type(content).__name__, "Name another file.")
+    level: list[Any] = [content]
+    parts = 0
     for _ in range(MOST_NESTED):
         parts += len(level)
         if parts > MOST_PARTS:
             raise InputError.of(path, f"{_EXPECTED}, at most {MOST_PARTS} parts", "more", _REMEDY)
-        inner = []
+        inner: list[Any] = []
         for each in level:
             if isinstance(each, Mapping):
                 inner += [*each.keys(), *each.values()]

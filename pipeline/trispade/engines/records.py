@@ -25,7 +25,7 @@ _GENERATORS = {"axial": [str], "coronal": [str], "sagittal": [str]}
 MODEL_FORM = {
     "architecture?": {str: object},
     "fusion_architecture?": {str: object},
-    "training?": {str: {"preset?": (str, None), "people?": [str], "dataset?": str, "generators?": _GENERATORS}},
+    "training?": {str: {"preset?": (str, None), "people?": [str], "dataset?": (str, None), "generators?": _GENERATORS}},
     "fusions?": {str: {"sha256": str, "training": {"generators": _GENERATORS}}},
 }
 """Of the JSON beside a model, as far as the code counts on what is there."""
@@ -110,6 +110,8 @@ def read_model_record(model_file: str | Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     record = read_json(path, "the record of a model", "Copy it again.")
+    if not isinstance(record, dict):
+        raise InputError.of(path, "the record of a model", type(record).__name__, "Copy it again.")
     check_form(path, record, MODEL_FORM, "Copy it again.")
     return dict(record)
 

@@ -54,12 +54,8 @@ def start_from(
     content = load_checkpoint(checkpoint)
     if "objects" not in content:
         content = _part_of_model(checkpoint, content, plane)
-    check_form(
-        checkpoint,
-        content,
-        {**TRAINING_FORM, "objects": {f"{name}?": WEIGHTS_FORM for name in networks}},
-        "Name a checkpoint of the stage.",
-    )
+    form = {**TRAINING_FORM, "objects": {f"{name}?": WEIGHTS_FORM for name in networks}}
+    check_form(checkpoint, content, form, "Name a checkpoint of the stage.")
     record = content["record"]
     architecture = dict(architecture)
     label_slices = architecture.get("label_slices", 1)

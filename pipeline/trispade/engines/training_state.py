@@ -217,7 +217,7 @@ class TrainingState:
 
 @contextmanager
 def _of_this_preset(path: Path, name: str) -> Iterator[None]:
-    """Tell of a state that does not fit in one line; torch raises what the first part that it stumbles over leads to."""
+    """Tell of a state that does not fit in one line: torch raises what its first odd part leads to."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:

@@ -154,7 +154,7 @@ def load_direct(
         spacing_mm=spacing_mm,
         closing_mm=closing_mm,
     )
-    form = {"architecture": {"channels": [int]}, "training": {"direct": {"patch_size": [int]}}}
+    form = {"architecture": {"channels": [int]}, "training": {"direct": {"patch_size": (int, [int])}}}
     check_form(model_file, record, form, "Copy both files together.")
     channels = record["architecture"]["channels"]
     if not all(1 <= width <= LARGEST_WIDTH for width in channels):
