@@ -104,9 +104,9 @@ def test_a_path_that_the_config_reader_would_change_is_refused(bundle: Path):
 
 
 def test_unknown_stages_and_presets_list_those_there_are(bundle: Path):
-    with pytest.raises(InputError, match=r"absent\.yaml: expected one of bad_input, bug, stage, got no such config"):
+    with pytest.raises(InputError, match=r"configs: expected one of bad_input, bug, stage, got .absent."):
         run_stage(bundle, "absent")
-    with pytest.raises(InputError, match=r"small\.yaml: expected one of large, got no such config"):
+    with pytest.raises(InputError, match=r"presets: expected one of large, got .small."):
         run_stage(bundle, "stage", "small")
 
 

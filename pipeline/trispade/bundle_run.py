@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trispade.configs import read_configs
+from trispade.configs import CODE_SIGNS, read_configs
 from trispade.errors import InputError, unwrapping_input_errors
-from trispade.untrusted import read_json
+from trispade.untrusted import is_file, quoted, read_json
 
 BUNDLE_VARIABLE = "TRISPADE_BUNDLE"
 MULTI_GPU = "multi_gpu"
@@ -131,17 +131,18 @@ def _config_files(bundle: Path, stage: str, preset: str | None, overlay: str | N
 
 def _config(folder: Path, name: str) -> Path:
     """A config of a checkout's bundle, YAML, or of a packaged one, JSON."""
-    file, packaged = folder / f"{name}.yaml", folder / f"{name}.json"
-    if packaged.is_file() and not file.is_file():
-        return packaged
-    if not file.is_file():
-        present = {*folder.glob("*.yaml"), *folder.glob("*.json")} - {folder / "metadata.json"}
-        known = ", ".join(sorted(each.stem for each in present))
-        raise InputError.of(file, f"one of {known}", "no such config", "Check its name.")
-    return file
+    for file in (folder / f"{name}.yaml", folder / f"{name}.json"):
+        if file.parent == folder and is_file(file):
+            return file
+    present = {*folder.glob("*.yaml"), *folder.glob("*.json")} - {folder / "metadata.json"}
+    known = ", ".join(sorted(each.stem for each in present))
+    raise InputError.of(folder, f"one of {known}", quoted(name), "Check the name of the config.")
 
 
 def _config_values(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in overrides.items():
+        if isinstance(value, str) and value.startswith(CODE_SIGNS):
+            raise InputError.of(key, "a plain value", f"{quoted(value)}, code in a config", "Put ./ before a path.")
     return {key: _config_value(value) for key, value in overrides.items() if value is not None}
 
 
@@ -152,4 +153,4 @@ def _config_value(value: Any) -> Any:
     if "#" in str(value):
         # The reader replaces every "#" by "::", the separator of ids, and would look in a folder of another name.
         raise InputError.of(value, "a path without '#', which means something else in configs", "one", "Rename it.")
-    return f"./{value}" if str(value).startswith(("$", "@", "%")) else str(value)
+    return f"./{value}" if str(value).startswith(CODE_SIGNS) else str(value)

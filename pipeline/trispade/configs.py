@@ -18,6 +18,9 @@ from trispade.untrusted import MOST_NESTED, read_json, read_text
 LARGEST_CONFIG = 64 << 10
 """Bytes: five times the longest of ours. YAML takes a second for that much."""
 
+CODE_SIGNS = ("$", "@", "%")
+"""How expressions, references and macros begin."""
+
 MOST_REFERRING = 64
 """Parts of a config that refer to one another in a line."""
 
@@ -77,8 +80,9 @@ def _check_text(file: Path) -> None:
     depth = 0
     try:
         for event in yaml.parse(read_text(file, "a config", _REMEDY, LARGEST_CONFIG), Loader=yaml.SafeLoader):
-            if getattr(event, "anchor", None) is not None:
-                where = f"'{event.anchor}' at line {event.start_mark.line + 1}"
+            anchor = getattr(event, "anchor", None)
+            if anchor is not None:
+                where = f"'{anchor}' at line {_line_of(event.start_mark)}"
                 remedy = "Write it out, or refer to it with @: aliases of aliases grow beyond any memory."
                 raise InputError.of(file, "a config without anchors and aliases", where, remedy)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -93,11 +97,14 @@ def _check_text(file: Path) -> None:
 def _not_a_config(file: Path, error: Exception) -> InputError:
     mark = getattr(error, "problem_mark", None)
     if isinstance(error, yaml.MarkedYAMLError) and mark is not None:
-        return InputError.of(
-            file, "YAML", f"{error.problem} at line {mark.line + 1}, column {mark.column + 1}", _REMEDY
-        )
+        where = f"line {_line_of(mark)}, column {mark.column + 1}"
+        return InputError.of(file, "YAML", f"{error.problem} at {where}", _REMEDY)
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return InputError.of(file, "a config", f"'{reason}'", _REMEDY)
+
+
+def _line_of(mark: Any) -> int:
+    return int(mark.line) + 1
 
 
 def _refuse_macros(config: Any, file: Path) -> None:

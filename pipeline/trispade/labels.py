@@ -255,9 +255,17 @@ def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
     Raises:
         InputError: if there is no such vocabulary, or with every faulty row of its table.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".tsv":
-        path = schemes_folder() / "vocabularies" / f"{name_or_path}.tsv"
+    return _read_vocabulary(name_or_path, Path(), f"vocabulary {quoted(str(name_or_path))}")
+
+
+def _read_vocabulary(name_or_path: str | Path, folder: Path, subject: object) -> Vocabulary:
+    """Read a bundled vocabulary, or one whose path starts from a folder; the subject is who asks for it."""
+    bundled = {each.stem: each for each in (schemes_folder() / "vocabularies").glob("*.tsv")}
+    is_table = Path(name_or_path).suffix == ".tsv"
+    if not is_table and str(name_or_path) not in bundled:
+        expected = f"as a vocabulary one of {', '.join(sorted(bundled))}, or the path of a TSV"
+        raise InputError.of(subject, expected, quoted(str(name_or_path)), "Correct it.")
+    path = folder / name_or_path if is_table else bundled[str(name_or_path)]
     rows = read_table(path, ("index", "name", "parent", "tissue", "side"))
     misplaced = [
         f"line {i + 2}: expected index {i}, got {quoted(row['index'])}"
@@ -274,7 +282,7 @@ def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
 def _read_scheme(sidecar: Path) -> LabelScheme:
     record = _read_scheme_record(sidecar)
     path, name = sidecar.parent / record.get("table", f"{sidecar.stem}.tsv"), record["vocabulary"]
-    vocabulary = load_vocabulary(sidecar.parent / name if name.endswith(".tsv") else name)
+    vocabulary = _read_vocabulary(name, sidecar.parent, sidecar)
     indices = {each: index for index, each in enumerate(vocabulary.names)}
     ids: dict[int, int] = {}
     problems = []

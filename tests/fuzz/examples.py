@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import HypothesisWarning
 from hypothesis.strategies import SearchStrategy
 
 from trispade.errors import InputError
@@ -43,7 +44,9 @@ def for_each(num_examples: int, check: Callable[..., None], *strategies: SearchS
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    options(given(*strategies)(check))()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HypothesisWarning)  # of failing examples that are long to write
+        options(given(*strategies)(check))()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +15,7 @@ from trispade.untrusted import MOST_NESTED, check_form
 MOST_PARTS = 100_000
 """Tensors, values and keys of a checkpoint; ours have some thousands."""
 
-_PLAIN = (str, bytes, bool, int, float, type(None), torch.dtype, torch.device)
+_TAKEN = (Mapping, list, tuple, str, bytes, bool, int, float, type(None), torch.dtype, torch.device, torch.Tensor)
 _EXPECTED, _REMEDY = "a checkpoint written by trispade", "Copy it again, or remove it."
 
 
@@ -62,25 +62,34 @@ def check_content(content: Any, path: Path, inside: int, form: Any) -> None:
     """
     if not isinstance(content, dict):
         raise InputError.of(path, _EXPECTED, type(content).__name__, "Name another file.")
+    for each in _parts_of(content, path):
+        if isinstance(each, torch.Tensor):
+            _check_tensor(each, path, inside)
+        elif not isinstance(each, _TAKEN):
+            raise InputError.of(path, _EXPECTED, f"one with a {type(each).__name__} in it", _REMEDY)
+    for each in _parts_of(content.get("record"), path):
+        if isinstance(each, torch.Tensor):  # it has no one answer to whether it is what a run expects
+            raise InputError.of(path, "plain values under 'record'", "a tensor", _REMEDY)
+    check_form(path, content, form, "Name a file of the kind that is asked for, or copy it again.")
+
+
+def _parts_of(content: Any, path: Path) -> Iterator[Any]:
+    """Walk through a value and all that is in it, level by level, as deep and as far as ours go."""
     level: list[Any] = [content]
     parts = 0
     for _ in range(MOST_NESTED):
         parts += len(level)
         if parts > MOST_PARTS:
             raise InputError.of(path, f"{_EXPECTED}, at most {MOST_PARTS} parts", "more", _REMEDY)
+        yield from level
         inner: list[Any] = []
         for each in level:
             if isinstance(each, Mapping):
                 inner += [*each.keys(), *each.values()]
             elif isinstance(each, list | tuple):
                 inner += each
-            elif isinstance(each, torch.Tensor):
-                _check_tensor(each, path, inside)
-            elif not isinstance(each, _PLAIN):
-                raise InputError.of(path, _EXPECTED, f"one with a {type(each).__name__} in it", _REMEDY)
         level = inner
         if not level:
-            check_form(path, content, form, "Name a file of the kind that is asked for, or copy it again.")
             return
     raise InputError.of(path, _EXPECTED, f"values nested over {MOST_NESTED} deep", _REMEDY)
 

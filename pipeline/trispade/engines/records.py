@@ -15,10 +15,13 @@ from trispade.labels import VOCABULARY_FORM, Vocabulary
 from trispade.untrusted import check_form, quoted, read_json
 
 WEIGHTS_FORM = {str: Tensor}
-TRAINING_FORM = {
-    "objects": {str: object},
-    "record": {"vocabulary": VOCABULARY_FORM, "architecture": {str: object}, "people": [str], "trained_classes": [int]},
+_RECORD_FORM: dict[str, Any] = {
+    "vocabulary": VOCABULARY_FORM,
+    "architecture": {str: object},
+    "people": [str],
+    "trained_classes": [int],
 }
+TRAINING_FORM: dict[str, Any] = {"objects": {str: object}, "record": _RECORD_FORM}
 """Of a training's checkpoint, as far as whoever takes its networks counts on it."""
 
 _GENERATORS = {"axial": [str], "coronal": [str], "sagittal": [str]}
