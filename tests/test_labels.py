@@ -294,7 +294,7 @@ def test_a_scheme_without_a_sidecar_says_what_to_write(tmp_path: Path):
 
 
 def test_a_scheme_of_an_unknown_vocabulary_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match=r"strctures\.tsv: expected a readable TSV"):
+    with pytest.raises(InputError, match=r"mine\.json: expected as a vocabulary one of .*got 'strctures'"):
         load_scheme(write_scheme(tmp_path, "2\ta\tcsf\n", sidecar={"vocabulary": "strctures"}))
 
 

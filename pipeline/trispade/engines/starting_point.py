@@ -54,7 +54,8 @@ def start_from(
     content = load_checkpoint(checkpoint)
     if "objects" not in content:
         content = _part_of_model(checkpoint, content, plane)
-    form = {**TRAINING_FORM, "objects": {f"{name}?": WEIGHTS_FORM for name in networks}}
+    record_form = {**TRAINING_FORM["record"], "trained_classes?": [int]}
+    form = {"record": record_form, "objects": {f"{name}?": WEIGHTS_FORM for name in networks}}
     check_form(checkpoint, content, form, "Name a checkpoint of the stage.")
     record = content["record"]
     architecture = dict(architecture)

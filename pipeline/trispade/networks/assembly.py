@@ -68,7 +68,7 @@ def check_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) ->
     """
     wanted = {key: value.shape for key, value in network.state_dict().items()}
     found = {key: value.shape for key, value in state.items() if isinstance(value, Tensor) and not value.is_complex()}
-    misfits = [key for key in sorted(wanted | found) if wanted.get(key) != found.get(key)]
+    misfits = [key for key in sorted({*wanted, *state}) if key not in wanted or wanted[key] != found.get(key)]
     if misfits:
         first = misfits[0]
         raise InputError.of(
