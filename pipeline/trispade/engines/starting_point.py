@@ -54,8 +54,8 @@ def start_from(
     content = load_checkpoint(checkpoint)
     if "objects" not in content:
         content = _part_of_model(checkpoint, content, plane)
-    record_form = {**TRAINING_FORM["record"], "trained_classes?": [int]}
-    form = {"record": record_form, "objects": {f"{name}?": WEIGHTS_FORM for name in networks}}
+    of_record = {key: each for key, each in TRAINING_FORM["record"].items() if key != "trained_classes"}
+    form = {"record": of_record, "objects": {f"{name}?": WEIGHTS_FORM for name in networks}}
     check_form(checkpoint, content, form, "Name a checkpoint of the stage.")
     record = content["record"]
     architecture = dict(architecture)

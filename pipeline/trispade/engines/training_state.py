@@ -239,7 +239,9 @@ def _tensors_of(state: Any) -> Iterator[torch.Tensor]:
 def is_finished(folder: str | Path) -> bool:
     """Tell whether the training that keeps its state in a folder has come to its last epoch."""
     path = Path(folder) / LAST
-    return checkpoint_exists(path) and bool(load_checkpoint(path, _FORM)["record"].get("finished"))
+    return checkpoint_exists(path) and bool(
+        load_checkpoint(path, {"record": _FORM["record"]})["record"].get("finished")
+    )
 
 
 class KeepBest:
