@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/other_scanner.py "$MALC2012" "$DS002748" runs/other_scanner --json result.json
 
 A scan without labels gets those of people who have some: each atlas person's scan is brought onto it (rigidly,
-affinely, then by diffeomorphic demons), its label map goes along, and the atlases vote. Such labels are worse than a
+affinely, then by diffeomorphic demons), its label map goes along, and the atlases vote. Cortex, cerebral white matter
+and CSF are then told apart anew by the scan's intensities, the votes near by as prior. Such labels are worse than a
 human's, and so is what is painted from them. So the same is done with test people of the training's own scanner, whose
 labels are set aside: what they lose against their own labels is the labels' share, what the others lose beyond that the
 scanner's.
@@ -44,6 +45,8 @@ FUSIONS = ("fidelity", "realism")
 DEMONS = ((4, 60, 2.0), (2, 40, 1.5))
 """Of each resolution: stride in voxels, iterations, SD in voxels of the Gaussian that smooths the displacement."""
 TRAINING = ("gan_train", "fusion_train")
+BY_INTENSITY = ("csf", "cerebral_cortex", "cerebral_white_matter")
+PRIOR_SD = 2.0  # voxels, of the Gaussian over which votes are taken as prior
 CLOSING_MM = 5.0  # of the brain mask, as in evaluation
 METRICS = {"psnr": 2, "ssim": 3, "sharpness": 2}
 
@@ -108,9 +111,9 @@ def main() -> None:
     rows = []
     for group, scans in groups.items():
         for scan in scans:
-            label_map = scan.label_map if scan.label_map is not None else voted(scan, atlases, cache)
-            indices = filled(label_map, scan, scheme)
-            image = nib.Nifti1Image(label_map.astype(np.int32), scan.affine)
+            has_labels = scan.label_map is not None
+            indices = filled(scan.label_map, scan, scheme) if has_labels else voted(scan, atlases, scheme, cache)
+            image = nib.Nifti1Image(to_ids(scheme)[indices], scan.affine)
             painted = {fusion: np.asarray(paint(image))[0] for fusion, paint in painters.items()}
             rows += compared(group, scan, indices, {"label_mean": label_mean_image(indices, means), **painted})
             columns = {"labels": indices, "scan": scan.t1w, **painted}
@@ -143,11 +146,36 @@ def oriented(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.asarray(image.dataobj), image.affine
 
 
-def voted(scan: Scan, atlases: Sequence[Scan], cache: VolumeCache) -> np.ndarray:
-    """Label ids (X, Y, Z) that most atlases give each voxel of a scan, 0 outside its brain; ties go to the first."""
+def voted(scan: Scan, atlases: Sequence[Scan], scheme: LabelScheme, cache: VolumeCache) -> np.ndarray:
+    """Class indices (X, Y, Z) that most atlases give each voxel, ties to the first, the brain filled; by intensity."""
     content = [scan.name, *(each.name for each in atlases), str(DEMONS)]
     key = f"{scan.name}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]}"
-    return cache.get(key, lambda: vote([propagated(each, scan) for each in atlases]) * (scan.t1w > 0))
+    ids = cache.get(key, lambda: vote([propagated(each, scan) for each in atlases]) * (scan.t1w > 0))
+    indices = filled(ids, scan, scheme)
+    tissues = [scheme.vocabulary.index(name) for name in BY_INTENSITY]
+    told_apart = np.isin(indices, tissues)
+    priors = [ndimage.gaussian_filter((indices == each).astype(np.float32), PRIOR_SD) + 1e-3 for each in tissues]
+    indices[told_apart] = np.array(tissues)[mixture(scan.t1w[told_apart], np.stack(priors)[:, told_apart])]
+    return indices
+
+
+def mixture(values: np.ndarray, priors: np.ndarray) -> np.ndarray:
+    """Most likely of K Gaussians for each of N values, given priors (K, N); fitted by expectation maximisation."""
+    shares = priors / priors.sum(axis=0)
+    for _ in range(20):
+        weights = shares.sum(axis=1)
+        means = (shares @ values) / weights
+        variances = (shares * (values - means[:, None]) ** 2).sum(axis=1) / weights
+        density = np.exp(-((values - means[:, None]) ** 2) / (2 * variances[:, None])) / np.sqrt(variances)[:, None]
+        shares = priors * density + 1e-12
+        shares /= shares.sum(axis=0)
+    return shares.argmax(axis=0)
+
+
+def to_ids(scheme: LabelScheme) -> np.ndarray:
+    """A label id of each class index."""
+    ids = {index: label_id for label_id, index in reversed(list(scheme.ids.items()))}
+    return np.array([ids.get(index, 0) for index in range(scheme.vocabulary.num_classes)], np.int32)
 
 
 def vote(label_maps: Sequence[np.ndarray]) -> np.ndarray:
