@@ -38,6 +38,7 @@ from monai.transforms import (
 from monai.utils import set_determinism
 
 from trispade import Synthesizer, SynthesizeT1wd
+from trispade.errors import show_input_errors_as_one_line
 from trispade.inference import list_label_maps
 from trispade.labels import load_scheme
 from trispade.phantoms import write_phantom_dataset
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that paint and load")
     parser.add_argument("--output", type=Path, default=Path("augment_segmentation"), help="folder")
     options = parser.parse_args()
+    show_input_errors_as_one_line()
 
     set_determinism(seed=0)
     if options.labels is None:

@@ -15,6 +15,8 @@ import nibabel as nib
 import numpy as np
 
 from trispade import Synthesizer
+from trispade.errors import show_input_errors_as_one_line
+from trispade.nifti import read_label_map
 from trispade.phantoms import make_phantom
 from trispade.report.figure import save_triplanar_figure
 
@@ -27,17 +29,18 @@ def mean_gradient(volume: np.ndarray, brain: np.ndarray) -> float:
 def main() -> None:
     """Paint twice, measure, show."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--labels", type=Path, help="a label map, NIfTI; a phantom if not given")
+    parser.add_argument("--labels", type=Path, help="a label map, NIfTI, MGZ or NRRD; a phantom if not given")
     parser.add_argument("--scheme", default="freesurfer", help="what its ids mean")
     parser.add_argument("--size", type=int, default=96, help="voxels along each axis of the phantom, of 1 mm")
     parser.add_argument("--output", type=Path, default=Path("fidelity_and_realism"), help="folder")
     options = parser.parse_args()
+    show_input_errors_as_one_line()
 
     if options.labels is None:
         phantom = make_phantom(seed=2, shape=(options.size,) * 3, spacing_mm=1.0)
         label_map = nib.Nifti1Image(phantom.label_map, phantom.affine)
     else:
-        label_map = nib.as_closest_canonical(nib.load(options.labels))
+        label_map = nib.as_closest_canonical(nib.Nifti1Image(*read_label_map(options.labels)))
 
     volumes = {}
     for fusion in ("fidelity", "realism"):

@@ -12,10 +12,13 @@ import argparse
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import torch
 from monai.data import MetaTensor
 
 from trispade import Synthesizer, SynthesizeT1wd
+from trispade.errors import show_input_errors_as_one_line
+from trispade.nifti import read_label_map
 from trispade.phantoms import make_phantom
 from trispade.report.figure import save_triplanar_figure
 
@@ -23,7 +26,7 @@ from trispade.report.figure import save_triplanar_figure
 def main() -> None:
     """Deform, paint, show."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--labels", type=Path, help="a label map, NIfTI; a phantom if not given")
+    parser.add_argument("--labels", type=Path, help="a label map, NIfTI, MGZ or NRRD; a phantom if not given")
     parser.add_argument("--scheme", default="freesurfer", help="what its ids mean")
     parser.add_argument("--size", type=int, default=96, help="voxels along each axis of the phantom, of 1 mm")
     parser.add_argument(
@@ -31,13 +34,14 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("new_anatomies"), help="folder")
     options = parser.parse_args()
+    show_input_errors_as_one_line()
 
     if options.labels is None:
         phantom = make_phantom(seed=3, shape=(options.size,) * 3, spacing_mm=1.0)
         voxels, affine = phantom.label_map, phantom.affine
     else:
-        image = nib.as_closest_canonical(nib.load(options.labels))
-        voxels, affine = image.get_fdata(), image.affine
+        image = nib.as_closest_canonical(nib.Nifti1Image(*read_label_map(options.labels)))
+        voxels, affine = np.asarray(image.dataobj), image.affine
     label_map = MetaTensor(torch.as_tensor(voxels)[None], affine=torch.as_tensor(affine))
 
     synthesizer = Synthesizer.from_bundle(scheme=options.scheme)

@@ -104,9 +104,9 @@ def test_a_path_that_the_config_reader_would_change_is_refused(bundle: Path):
 
 
 def test_unknown_stages_and_presets_list_those_there_are(bundle: Path):
-    with pytest.raises(InputError, match=r"absent\.yaml: expected one of bad_input, bug, stage, got no such config"):
+    with pytest.raises(InputError, match=r"configs: expected one of bad_input, bug, stage, got .absent."):
         run_stage(bundle, "absent")
-    with pytest.raises(InputError, match=r"small\.yaml: expected one of large, got no such config"):
+    with pytest.raises(InputError, match=r"presets: expected one of large, got .small."):
         run_stage(bundle, "stage", "small")
 
 
@@ -120,7 +120,7 @@ def test_the_json_configs_of_a_packaged_bundle_are_run_too(bundle: Path):
 
 
 def test_bad_input_comes_out_of_what_monai_wraps_it_in(bundle: Path):
-    with pytest.raises(InputError, match=r"^absent\.json: expected a manifest"):
+    with pytest.raises(InputError, match=r"^absent\.json: expected a JSON manifest"):
         run_stage(bundle, "bad_input")
 
 
@@ -154,5 +154,5 @@ def test_a_component_is_not_built_with_a_setting_that_its_config_does_not_have(b
 
 
 def test_bad_input_comes_out_of_what_monai_wraps_it_in_when_a_component_is_built(bundle: Path):
-    with pytest.raises(InputError, match=r"absent.json: expected a manifest"):
+    with pytest.raises(InputError, match=r"absent.json: expected a JSON manifest"):
         build_components(bundle, "bad_input", ["run#0"])

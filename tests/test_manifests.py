@@ -146,11 +146,11 @@ FAULTS = [
         drop_key("training", "person_id"),
         r"training\[0\] \(scan-a\): expected text under 'person_id', got 'no such key'",
     ),
-    (set_row("test", label=7), r"test\[0\] \(scan-e\): expected text under 'label', got 7"),
+    (set_row("test", label=7), r"test\[0\] \(scan-e\): expected a path under 'label', got 7"),
     (set_row("test", image=3), r"expected a path or null under 'image', got 3"),
     (set_row("training", split="train"), r"expected a split of gan_train, fusion_train, val, test, got 'train'"),
     (set_row("test", split="val"), r"expected split 'val' under 'validation', got it under 'test'. Move the row"),
-    (set_row("training", fold="one"), r"expected a whole number >= 0 or null under 'fold', got 'one'"),
+    (set_row("training", fold="one"), r"expected a whole number from 0 to 9999 or null under 'fold', got 'one'"),
     (set_row("training", fold=-1), r"under 'fold', got -1"),
     (set_row("test", age="29"), r"expected years from 0 to 130 or null under 'age', got '29'"),
     (set_row("test", age=290), r"expected years from 0 to 130 or null under 'age', got 290"),
@@ -254,7 +254,7 @@ def test_text_that_is_no_manifest_is_refused(tmp_path: Path, text: str, message:
 
 
 def test_a_manifest_that_is_not_there_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="expected a manifest, got No such file"):
+    with pytest.raises(InputError, match="expected a JSON manifest, got No such file"):
         read_manifest(tmp_path / "none.json", tmp_path)
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import pickle
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,7 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import Compose, LoadImaged
 
 from trispade import SynthesizeT1wd
-from trispade.data.volume_cache import VolumeCache
+from trispade.data.volume_cache import LONGEST_WRITE_S, VolumeCache
 from trispade.errors import InputError
 from trispade.phantoms import make_phantom, phantom_affine
 from trispade.transforms.label_map import array_of
@@ -129,6 +131,15 @@ def test_a_volume_that_is_not_written_to_the_end_leaves_nothing(tmp_path, monkey
     with pytest.raises(InputError, match="expected a writable folder with room in it, got No space left on device"):
         VolumeCache(tmp_path, 1).get("key", lambda: np.zeros(3))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_has_left_is_removed_by_a_later_one(tmp_path):
+    old, young = tmp_path / ".one-abc.part", tmp_path / ".two-abc.part"
+    for part in (old, young):
+        part.write_bytes(b"half")
+    os.utime(old, (time.time() - LONGEST_WRITE_S - 60,) * 2)
+    VolumeCache(tmp_path, 1).get("key", lambda: np.zeros(3))
+    assert sorted(each.name for each in tmp_path.iterdir()) == [young.name, "key.npy"]
 
 
 def test_deformed_copies_take_the_place_of_their_label_map_and_are_painted_from_it():

@@ -140,7 +140,7 @@ def test_a_bad_label_map_is_told_of_in_the_line_that_inference_gives(synthesizer
         ({"device": "abacus"}, r"device: expected one that this torch can use, got 'abacus' \(.*\). Choose cpu"),
         ({"scheme": "phrenology"}, r"label scheme 'phrenology': expected one of freesurfer"),
         ({"fusion": "sharp"}, r"model.pt: expected a model with a fusion net 'sharp', got fidelity, realism"),
-        ({"preset": "tiny"}, r"tiny.yaml: expected one of compact, paper, smoke, got no such config"),
+        ({"preset": "tiny"}, r"presets: expected one of compact, paper, smoke, got .tiny."),
         ({"model_file": "none.pt"}, r"none.pt: expected a checkpoint, got nothing there"),
         ({"valu_range": [0, 1]}, r"inference.yaml: expected settings that it has, got valu_range. Correct their names"),
         ({"path": "nowhere"}, r"nowhere: expected a bundle with configs/metadata.json"),

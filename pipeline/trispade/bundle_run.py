@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from trispade.configs import CODE_SIGNS, read_configs
 from trispade.errors import InputError, unwrapping_input_errors
+from trispade.untrusted import is_file, quoted, read_json
 
 BUNDLE_VARIABLE = "TRISPADE_BUNDLE"
 MULTI_GPU = "multi_gpu"
 """The overlay that makes the processes of torchrun work together."""
+
+_RUN = ("initialize", "run", "finalize")
 
 
 def find_bundle(bundle: str | Path | None = None) -> tuple[Path, str]:
@@ -62,11 +63,17 @@ def run_stage(
     """
     from trispade.distributed import started_by_torchrun  # imports torch
 
+    read_json(bundle / "configs" / "metadata.json", "the metadata of a bundle")
     files = _config_files(bundle, stage, preset, overlay)
-    with _as_input_errors(files):
-        if started_by_torchrun():
-            files.append(_overlay_for_several_processes(bundle, stage, files[0]))
-        _run_workflow(bundle, files, _config_values(overrides))
+    values = {"bundle_root": _config_value(bundle), **_config_values(overrides)}
+    parser = read_configs(files, values, _RUN)
+    if started_by_torchrun():
+        if "world_size" not in parser:
+            raise InputError.of(stage, "one process", "those of torchrun", "Run it without torchrun.")
+        files.append(_config(bundle / "configs" / "overlays", MULTI_GPU))
+        read_configs(files, values, _RUN)
+    with unwrapping_input_errors():
+        _run_workflow(bundle, files, values)
 
 
 def build_components(
@@ -89,28 +96,10 @@ def build_components(
     Raises:
         InputError: bad input, out of whatever MONAI has wrapped it in; an override of no key of the config.
     """
-    from monai.bundle import ConfigParser
-
-    files = _config_files(bundle, stage, preset)
-    with _as_input_errors(files):
-        parser = ConfigParser()
-        parser.read_config([str(file) for file in files])
-        values = _config_values(overrides)
-        unknown = [key for key in values if key not in parser]
-        if unknown:
-            raise InputError.of(files[0], "settings that it has", ", ".join(unknown), "Correct their names.")
-        parser.update({"bundle_root": _config_value(bundle), **values})
+    files, values = _config_files(bundle, stage, preset), _config_values(overrides)
+    parser = read_configs(files, {"bundle_root": _config_value(bundle), **values}, names, known=list(values))
+    with unwrapping_input_errors():
         return [parser.get_parsed_content(name) for name in names]
-
-
-@contextmanager
-def _as_input_errors(files: list[Path]) -> Iterator[None]:
-    """Tell of bad input, YAML that is none included, in one line."""
-    try:
-        with unwrapping_input_errors():
-            yield
-    except yaml.MarkedYAMLError as error:
-        raise _not_yaml(error, files) from error
 
 
 def _run_workflow(bundle: Path, files: list[Path], values: dict[str, Any]) -> None:
@@ -123,18 +112,11 @@ def _run_workflow(bundle: Path, files: list[Path], values: dict[str, Any]) -> No
         meta_file=str(bundle / "configs" / "metadata.json"),
         logging_file=str(bundle / "configs" / "logging.conf"),
         workflow_type=None,
-        bundle_root=_config_value(bundle),
         **values,
     )
     workflow.initialize()
     workflow.run()
     workflow.finalize()
-
-
-def _not_yaml(error: yaml.MarkedYAMLError, files: list[Path]) -> InputError:
-    mark = error.problem_mark
-    where = f"{error.problem} at line {mark.line + 1}, column {mark.column + 1}" if mark else str(error.problem)
-    return InputError.of(mark.name if mark else files, "YAML", where, "Correct the file.")
 
 
 def _is_bundle(folder: Path) -> bool:
@@ -147,25 +129,20 @@ def _config_files(bundle: Path, stage: str, preset: str | None, overlay: str | N
     return files + ([_config(configs / "overlays", overlay)] if overlay else [])
 
 
-def _overlay_for_several_processes(bundle: Path, stage: str, file: Path) -> Path:
-    if "world_size" not in yaml.safe_load(file.read_text(encoding="utf-8")):
-        raise InputError.of(stage, "one process", "those of torchrun", "Run it without torchrun.")
-    return _config(bundle / "configs" / "overlays", MULTI_GPU)
-
-
 def _config(folder: Path, name: str) -> Path:
     """A config of a checkout's bundle, YAML, or of a packaged one, JSON."""
-    file, packaged = folder / f"{name}.yaml", folder / f"{name}.json"
-    if packaged.is_file() and not file.is_file():
-        return packaged
-    if not file.is_file():
-        present = {*folder.glob("*.yaml"), *folder.glob("*.json")} - {folder / "metadata.json"}
-        known = ", ".join(sorted(each.stem for each in present))
-        raise InputError.of(file, f"one of {known}", "no such config", "Check its name.")
-    return file
+    for file in (folder / f"{name}.yaml", folder / f"{name}.json"):
+        if file.parent == folder and is_file(file):
+            return file
+    present = {*folder.glob("*.yaml"), *folder.glob("*.json")} - {folder / "metadata.json"}
+    known = ", ".join(sorted(each.stem for each in present))
+    raise InputError.of(folder, f"one of {known}", quoted(name), "Check the name of the config.")
 
 
 def _config_values(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in overrides.items():
+        if isinstance(value, str) and value.startswith(CODE_SIGNS):
+            raise InputError.of(key, "a plain value", f"{quoted(value)}, code in a config", "Put ./ before a path.")
     return {key: _config_value(value) for key, value in overrides.items() if value is not None}
 
 
@@ -176,4 +153,4 @@ def _config_value(value: Any) -> Any:
     if "#" in str(value):
         # The reader replaces every "#" by "::", the separator of ids, and would look in a folder of another name.
         raise InputError.of(value, "a path without '#', which means something else in configs", "one", "Rename it.")
-    return f"./{value}" if str(value).startswith(("$", "@", "%")) else str(value)
+    return f"./{value}" if str(value).startswith(CODE_SIGNS) else str(value)

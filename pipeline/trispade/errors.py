@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 STOPPED = "stopped; the same command goes on"
+LONGEST_PART, LONGEST_LINE, MOST_LINES = 1000, 4000, 1000
+"""Characters of each part of a message, of a line, and lines: a bad file must not flood whoever reads of it."""
+
 LESS_MEMORY = (
     "Lower slice_batch_size (generators, inference), patch_batch_size (fusion net) or the number of num_workers, take a"
     " smaller preset, or free the memory."
@@ -22,17 +25,37 @@ LOST_PROCESS = (
 
 
 class InputError(ValueError):
-    """Input, setting or environment that trispade cannot work with; its text is complete and fit for a user's eyes."""
+    """Input, setting or environment that trispade cannot work with; its text is complete and fit for a user's eyes.
+
+    Whatever it quotes, its lines are printable and bounded in length and number.
+    """
+
+    def __init__(self, text: str) -> None:
+        lines = text.split("\n", MOST_LINES)
+        if len(lines) > MOST_LINES:
+            lines[-1] = f"... and {lines[-1].count(chr(10)) + 1} lines more"
+        super().__init__("\n".join(printable(line, LONGEST_LINE) for line in lines))
 
     @classmethod
     def of(cls, subject: object, expected: str, found: str, remedy: str) -> InputError:
         """Build the house form: ``{subject}: expected {expected}, got {found}. {remedy}``."""
-        return cls(f"{subject}: expected {expected}, got {found}. {remedy}")
+        parts = (printable(str(part), LONGEST_PART) for part in (subject, expected, found, remedy))
+        return cls("{}: expected {}, got {}. {}".format(*parts))
 
     @classmethod
     def of_many(cls, headline: str, problems: Sequence[str]) -> InputError:
         """Report several problems at once, one a line, under a headline."""
         return cls("\n  - ".join([headline, *problems]))
+
+
+def printable(text: str, longest: int) -> str:
+    """Give text with escapes for what a terminal would not show as it is, and its middle left out if it is long."""
+    if len(text) > longest:
+        half = longest // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import csv
 import functools
-import json
+import io
+import itertools
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,16 @@ import numpy as np
 from scipy import ndimage
 
 from trispade.errors import InputError
+from trispade.untrusted import LONGEST_NAME, MOST_ROWS, check_form, is_file, is_name, quoted, read_json, read_text
 
 TISSUES = ("background", "wm", "gm", "csf", "other")
 SIDES = ("", "left", "right")
+VOCABULARY_FORM = {"name": str, "classes": [{"name": str, "parent": (str, None), "tissue": str, "side": str}]}
+"""Of the record that `Vocabulary.to_dict` makes."""
+
 MAX_CLASSES = 32767  # class indices are kept as int16 at most
+LONGEST_LINE_OF_PARENTS = 32
+LARGEST_ID = 2**31 - 1  # label maps are kept as int32
 LARGEST_TABLE_ID = 65535  # ids above it are looked up by value, so that an absurd id cannot ask for gigabytes
 
 
@@ -100,7 +108,8 @@ class Vocabulary:
             InputError: naming every class that has neither training data nor a trained ancestor.
         """
         known = {0, *(int(index) for index in trained)}
-        targets = [self._nearest_trained(index, known) for index in range(self.num_classes)]
+        indices = {name: index for index, name in enumerate(self.names)}
+        targets = [self._nearest_trained(index, known, indices) for index in range(self.num_classes)]
         lost = [self.classes[index].name for index, target in enumerate(targets) if target is None]
         if lost:
             raise InputError.of(
@@ -111,12 +120,12 @@ class Vocabulary:
             )
         return np.array(targets, dtype=np.int64)
 
-    def _nearest_trained(self, index: int, known: set[int]) -> int | None:
+    def _nearest_trained(self, index: int, known: set[int], indices: Mapping[str, int]) -> int | None:
         while index not in known:
             parent = self.classes[index].parent
             if parent is None:
                 return None
-            index = self.names.index(parent)
+            index = indices[parent]
         return index
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,15 +139,11 @@ class Vocabulary:
         Raises:
             InputError: if the record is not one of a vocabulary.
         """
-        try:
-            return cls(str(record["name"]), tuple(LabelClass(**each) for each in record["classes"]))
-        except (KeyError, TypeError) as error:
-            raise InputError.of(
-                "vocabulary record",
-                "keys name and classes (name, parent, tissue, side)",
-                f"{type(error).__name__}: {error}",
-                "The checkpoint or metadata was not written by trispade.",
-            ) from error
+        remedy = "The checkpoint or metadata was not written by trispade."
+        check_form("vocabulary record", record, VOCABULARY_FORM, remedy)
+        names = [each.name for each in fields(LabelClass)]
+        classes = (LabelClass(*(each[name] for name in names)) for each in record["classes"])
+        return cls(record["name"], tuple(classes))
 
 
 @dataclass(frozen=True)
@@ -237,7 +242,7 @@ def load_scheme(name_or_path: str | Path | LabelScheme) -> LabelScheme:
     path = Path(name_or_path)
     if path.suffix not in (".tsv", ".json"):
         path = schemes_folder() / f"{name_or_path}.json"
-    if not path.is_file():
+    if not is_file(path):
         known = ", ".join(sorted(each.stem for each in schemes_folder().glob("*.json")))
         subject = f"label scheme {str(name_or_path)!r}"
         raise InputError.of(subject, f"one of {known}, or the path of a TSV", "neither", "Correct it.")
@@ -250,12 +255,20 @@ def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
     Raises:
         InputError: if there is no such vocabulary, or with every faulty row of its table.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".tsv":
-        path = schemes_folder() / "vocabularies" / f"{name_or_path}.tsv"
-    rows = _read_table(path, ("index", "name", "parent", "tissue", "side"))
+    return _read_vocabulary(name_or_path, Path(), f"vocabulary {quoted(str(name_or_path))}")
+
+
+def _read_vocabulary(name_or_path: str | Path, folder: Path, subject: object) -> Vocabulary:
+    """Read a bundled vocabulary, or one whose path starts from a folder; the subject is who asks for it."""
+    bundled = {each.stem: each for each in (schemes_folder() / "vocabularies").glob("*.tsv")}
+    is_table = Path(name_or_path).suffix == ".tsv"
+    if not is_table and str(name_or_path) not in bundled:
+        expected = f"as a vocabulary one of {', '.join(sorted(bundled))}, or the path of a TSV"
+        raise InputError.of(subject, expected, quoted(str(name_or_path)), "Correct it.")
+    path = folder / name_or_path if is_table else bundled[str(name_or_path)]
+    rows = read_table(path, ("index", "name", "parent", "tissue", "side"))
     misplaced = [
-        f"line {i + 2}: expected index {i}, got {row['index']!r}"
+        f"line {i + 2}: expected index {i}, got {quoted(row['index'])}"
         for i, row in enumerate(rows)
         if row["index"] != str(i)
     ]
@@ -268,20 +281,22 @@ def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
 @functools.lru_cache(maxsize=16)
 def _read_scheme(sidecar: Path) -> LabelScheme:
     record = _read_scheme_record(sidecar)
-    path, name = sidecar.parent / str(record.get("table", f"{sidecar.stem}.tsv")), str(record["vocabulary"])
-    vocabulary = load_vocabulary(sidecar.parent / name if name.endswith(".tsv") else name)
-    rows = _read_table(path, ("id", "name", "class"))
+    path, name = sidecar.parent / record.get("table", f"{sidecar.stem}.tsv"), record["vocabulary"]
+    vocabulary = _read_vocabulary(name, sidecar.parent, sidecar)
+    indices = {each: index for index, each in enumerate(vocabulary.names)}
     ids: dict[int, int] = {}
     problems = []
-    for number, row in enumerate(rows, start=2):
-        if not row["id"].isascii() or not row["id"].isdigit():
-            problems.append(f"line {number}: expected a whole number >= 0 as id, got {row['id']!r}")
-        elif int(row["id"]) in ids:
-            problems.append(f"line {number}: id {row['id']} occurs twice")
-        elif row["class"] not in vocabulary.names:
-            problems.append(f"line {number}: class {row['class']!r} is not in vocabulary {vocabulary.name!r}")
+    for number, row in enumerate(read_table(path, ("id", "name", "class")), start=2):
+        id_ = int(row["id"]) if row["id"].isascii() and row["id"].isdigit() and len(row["id"]) <= 10 else -1
+        if not 0 <= id_ <= LARGEST_ID:
+            expected = f"a whole number from 0 to {LARGEST_ID} as id"
+            problems.append(f"line {number}: expected {expected}, got {quoted(row['id'])}")
+        elif id_ in ids:
+            problems.append(f"line {number}: id {id_} occurs twice")
+        elif row["class"] not in indices:
+            problems.append(f"line {number}: class {quoted(row['class'])} is not in vocabulary {vocabulary.name!r}")
         else:
-            ids[int(row["id"])] = vocabulary.names.index(row["class"])
+            ids[id_] = indices[row["class"]]
     if problems:
         raise InputError.of_many(f"{path}: label scheme has rows to correct:", problems)
     ids.setdefault(0, 0)
@@ -289,47 +304,57 @@ def _read_scheme(sidecar: Path) -> LabelScheme:
 
 
 def _read_scheme_record(sidecar: Path) -> dict[str, Any]:
-    try:
-        record = dict(json.loads(sidecar.read_text(encoding="utf-8")))
-        record["vocabulary"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found = f"{type(error).__name__}: {error}"
-        remedy = 'Write {"vocabulary": "structures"} there, or the path of a vocabulary TSV relative to it.'
-        raise InputError.of(sidecar, 'a JSON file with the key "vocabulary"', found, remedy) from error
-    if not isinstance(record.get("trim_csf", False), bool):
-        raise InputError.of(sidecar, '"trim_csf" to be true or false', repr(record["trim_csf"]), "Correct it.")
+    expected = 'a JSON file with the key "vocabulary"'
+    remedy = 'Write {"vocabulary": "structures"} there, or the path of a vocabulary TSV relative to it.'
+    record = read_json(sidecar, expected, remedy)
+    if not isinstance(record, dict) or not isinstance(record.get("vocabulary"), str):
+        raise InputError.of(sidecar, expected, quoted(record), remedy)
+    check_form(sidecar, record, {"table?": str, "trim_csf?": bool}, "Correct it.")
     return record
 
 
-def _read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+def read_table(path: Path, columns: Sequence[str], others: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Read the columns of a TSV that it must have, and others that it may have.
+
+    Raises:
+        InputError: if it cannot be read, lacks a column or has over 100,000 rows.
+    """
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with io.StringIO(read_text(path, "a readable TSV"), newline="") as stream:
             reader = csv.DictReader(stream, delimiter="\t", restval="")
             found = list(reader.fieldnames or [])
-            rows = [{key: (row[key] or "").strip() for key in columns if key in row} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError.of(path, "a readable TSV", type(error).__name__, "Check the path and the file.") from error
+            rows = [
+                {key: (row[key] or "").strip() for key in (*columns, *others) if key in row}
+                for row in itertools.islice(reader, MOST_ROWS + 1)
+            ]
+    except csv.Error as error:
+        raise InputError.of(path, "a readable TSV", str(error), "Check the file.") from error
     missing = [each for each in columns if each not in found]
     if missing:
         expected = f"tab-separated columns {', '.join(columns)}"
         raise InputError.of(path, expected, " | ".join(found) or "none", f"Add {', '.join(missing)}.")
+    if len(rows) > MOST_ROWS:
+        raise InputError.of(path, f"at most {MOST_ROWS} rows", "more", "Leave out what label maps do not hold.")
     return rows
 
 
 def _vocabulary_problems(classes: Sequence[LabelClass]) -> list[str]:
-    names = [each.name for each in classes]
-    problems = [f"class {name!r} occurs twice" for name in sorted({name for name in names if names.count(name) > 1})]
+    names = Counter(each.name for each in classes)
+    problems = [f"class {name!r} occurs twice" for name, times in sorted(names.items()) if times > 1]
     if not 2 <= len(classes) <= MAX_CLASSES:
         problems.append(f"expected 2 to {MAX_CLASSES} classes, got {len(classes)}")
     if classes and classes[0].tissue != "background":
-        problems.append(f"expected the background at index 0, got {classes[0].name!r}")
+        problems.append(f"expected the background at index 0, got {quoted(classes[0].name)}")
     for each in classes:
+        subject = f"class {quoted(each.name)}"
+        if not is_name(each.name):
+            problems.append(f"{subject}: expected a name of 1 to {LONGEST_NAME} printable characters")
         if each.tissue not in TISSUES:
-            problems.append(f"class {each.name!r}: expected a tissue of {TISSUES}, got {each.tissue!r}")
+            problems.append(f"{subject}: expected a tissue of {TISSUES}, got {quoted(each.tissue)}")
         if each.side not in SIDES:
-            problems.append(f"class {each.name!r}: expected a side of {SIDES}, got {each.side!r}")
+            problems.append(f"{subject}: expected a side of {SIDES}, got {quoted(each.side)}")
         if each.parent is not None and each.parent not in names:
-            problems.append(f"class {each.name!r}: parent {each.parent!r} is not a class")
+            problems.append(f"{subject}: parent {quoted(each.parent)} is not a class")
     return problems or _circular_parents(classes)
 
 
@@ -337,13 +362,12 @@ def _circular_parents(classes: Sequence[LabelClass]) -> list[str]:
     parents = {each.name: each.parent for each in classes}
     problems = []
     for name in parents:
-        seen = {name}
-        ancestor = parents[name]
-        while ancestor is not None and ancestor not in seen:
-            seen.add(ancestor)
-            ancestor = parents[ancestor]
-        if ancestor is not None:
-            problems.append(f"class {name!r}: its line of parents runs in a circle")
+        line: list[str | None] = [name]
+        while line[-1] is not None and len(line) <= LONGEST_LINE_OF_PARENTS:
+            line.append(parents[line[-1]])
+        if line[-1] is not None:
+            what = "runs in a circle" if len(set(line)) < len(line) else f"is over {LONGEST_LINE_OF_PARENTS} long"
+            problems.append(f"class {name!r}: its line of parents {what}")
     return problems
 
 

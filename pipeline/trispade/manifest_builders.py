@@ -6,7 +6,6 @@ at file names only: `read_manifest` checks what is in the files.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import re
@@ -19,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from trispade.errors import InputError
-from trispade.labels import data_manifests_folder
-from trispade.manifests import LIST_OF_SPLIT, SPLITS
+from trispade.labels import data_manifests_folder, read_table
+from trispade.manifests import LARGEST_AGE, LIST_OF_SPLIT, SPLITS
 from trispade.nifti import replacing
+from trispade.untrusted import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ def build_malc2012(dataset_dir: str | Path) -> dict[str, Any]:
     """
     dataset_dir = _existing_folder(dataset_dir)
     rows, missing = [], []
-    for person in _read_tsv(data_manifests_folder() / "malc2012_participants.tsv"):
+    columns = ("participant_id", "session_id", "malc_id", "split", "fold", "age", "sex")
+    for person in read_table(data_manifests_folder() / "malc2012_participants.tsv", columns):
         files = _find_malc_scan(dataset_dir, person)
         if files is None:
             missing.append(f"{person['participant_id']} {person['session_id']} (challenge id {person['malc_id']})")
@@ -150,7 +151,7 @@ def build_bids(
     dataset_dir = _existing_folder(dataset_dir)
     label_maps = [file for file in _bids_files(dataset_dir, "dseg") if _is_wanted(file, label_desc, space)]
     images = _bids_files(dataset_dir, "T1w")
-    licence = _bids_licence(dataset_dir)
+    licence = _described(dataset_dir, "License", "unknown")
     people = _bids_people(dataset_dir)
     rows = []
     for label_map in _one_per_scan(label_maps, dataset_dir):
@@ -175,9 +176,9 @@ def build_bids(
         )
     return _manifest(
         name=dataset_dir.name,
-        description=str(_bids_description(dataset_dir).get("Name", "BIDS data set")),
+        description=_described(dataset_dir, "Name", "BIDS data set"),
         licence=licence,
-        reference=str(_bids_description(dataset_dir).get("DatasetDOI", "")),
+        reference=_described(dataset_dir, "DatasetDOI", ""),
         label_scheme=label_scheme,
         rows=split_by_person(rows, seed, fractions, num_folds),
     )
@@ -261,11 +262,6 @@ def _existing_folder(dataset_dir: str | Path) -> Path:
 
 def _relative(path: Path, dataset_dir: Path) -> str:
     return path.relative_to(dataset_dir).as_posix()
-
-
-def _read_tsv(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-        return list(csv.DictReader(stream, delimiter="\t", restval=""))
 
 
 def _find_malc_scan(dataset_dir: Path, person: Mapping[str, str]) -> tuple[str, str] | None:
@@ -353,19 +349,12 @@ def _image_rank(image: _BidsFile, label_map: _BidsFile) -> tuple[int, bool, str]
     return order, image.path.parent != label_map.path.parent, image.path.as_posix()
 
 
-def _bids_description(dataset_dir: Path) -> dict[str, Any]:
+def _described(dataset_dir: Path, key: str, default: str) -> str:
+    """Give what ``dataset_description.json`` says, if it says it in a line."""
     path = dataset_dir / "dataset_description.json"
-    if not path.is_file():
-        return {}
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError.of(path, "JSON", str(error), "Correct the file.") from error
-    return description if isinstance(description, dict) else {}
-
-
-def _bids_licence(dataset_dir: Path) -> str:
-    return str(_bids_description(dataset_dir).get("License") or "unknown")
+    description = read_json(path, "JSON", "Correct the file.") if path.is_file() else {}
+    text = description.get(key) if isinstance(description, dict) else None
+    return text if isinstance(text, str) and text and text.isprintable() else default
 
 
 def _bids_people(dataset_dir: Path) -> dict[str, Row]:
@@ -374,10 +363,10 @@ def _bids_people(dataset_dir: Path) -> dict[str, Row]:
     if not path.is_file():
         return {}
     people: dict[str, Row] = {}
-    for line in _read_tsv(path):
+    for line in read_table(path, (), ("participant_id", "age", "sex", "gender")):
         person: Row = {}
         age = line.get("age") or ""
-        if re.fullmatch(r"\d+(\.\d+)?", age):
+        if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,9})?", age) and float(age) <= LARGEST_AGE:
             person["age"] = float(age) if "." in age else int(age)
         sex = (line.get("sex") or line.get("gender") or "").upper()[:1]
         if sex in ("F", "M"):

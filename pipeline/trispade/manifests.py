@@ -6,11 +6,10 @@ reads it), with paths relative to a ``dataset_dir``. `read_manifest` checks all 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,16 @@ from trispade.geometry import Grid, Window
 from trispade.labels import LabelScheme, data_manifests_folder, load_scheme
 from trispade.nifti import check_same_grid, header_of, read_label_map
 from trispade.segment_names import segment_labels_of, segments_to_ids
+from trispade.untrusted import LONGEST_NAME, MOST_ROWS, check_form, is_name, is_path, quoted, read_json
 
 LIST_OF_SPLIT = {"gan_train": "training", "fusion_train": "training", "val": "validation", "test": "test"}
 SPLITS = tuple(LIST_OF_SPLIT)
 LISTS = ("training", "validation", "test")
 _Grid = tuple[tuple[int, int, int], np.ndarray]  # shape and affine
-_CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of file names
+LARGEST_FOLD, LARGEST_AGE = 9999, 130
+_CASE_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{,{LONGEST_NAME - 1}}}")  # it becomes part of file names
+_REMEDY = "Build one with `trispade manifest`, or see docs/data.md."
+_ABOUT = {"name?": (str, None), "licence?": (str, None), "reference?": (str, None)}
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def read_manifest(
         InputError: one that lists every fault of every row, each with its remedy.
     """
     path, dataset_dir = _locate(path), Path(dataset_dir).absolute()
-    content = _load_json(path)
+    content = _load(path)
     cases, problems = _read_rows(content, dataset_dir)
     try:
         label_scheme = _scheme_of(content, path) if scheme is None else load_scheme(scheme)
@@ -130,20 +133,17 @@ def _locate(path: str | Path) -> Path:
     return Path(path) if Path(path).suffix else data_manifests_folder() / f"{path}.json"
 
 
-def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError.of(path, "a manifest", error.strerror or str(error), "Check the path.") from error
-    except ValueError as error:
-        raise InputError.of(path, "a JSON manifest", f"text that is not JSON ({error})", "Correct the file.") from error
-    if not isinstance(content, dict) or not any(isinstance(content.get(each), list) for each in LISTS):
-        raise InputError.of(
-            path,
-            f"a JSON object with the lists {', '.join(LISTS)}",
-            "none of them" if isinstance(content, dict) else type(content).__name__,
-            "Build one with `trispade manifest`, or see docs/data.md.",
-        )
+def _load(path: Path) -> dict[str, Any]:
+    content = read_json(path, "a JSON manifest", _REMEDY)
+    lists = (
+        [content[each] for each in LISTS if isinstance(content.get(each), list)] if isinstance(content, dict) else []
+    )
+    if not lists:
+        found = "none of them" if isinstance(content, dict) else type(content).__name__
+        raise InputError.of(path, f"a JSON object with the lists {', '.join(LISTS)}", found, _REMEDY)
+    if sum(map(len, lists)) > MOST_ROWS:
+        raise InputError.of(path, f"a manifest of at most {MOST_ROWS} rows", "more", "Write it as several.")
+    check_form(path, content, _ABOUT, "Correct it.")
     return content
 
 
@@ -153,7 +153,7 @@ def _scheme_of(content: Mapping[str, Any], path: Path) -> LabelScheme:
         raise InputError.of(
             path,
             'the key "label_scheme"',
-            "none" if name is None else repr(name),
+            "none" if name is None else quoted(name),
             "Name a bundled scheme, or the path of a scheme's TSV relative to the manifest.",
         )
     return load_scheme(path.parent / name if name.endswith(".tsv") else name)
@@ -172,39 +172,68 @@ def _read_rows(content: Mapping[str, Any], dataset_dir: Path) -> tuple[list[tupl
             place = f"{list_name}[{number}]"
             faults = _row_faults(row, list_name)
             if faults:
-                name = f" ({row['case_id']})" if isinstance(row, dict) and row.get("case_id") else ""
+                name = f" ({row['case_id']})" if isinstance(row, dict) and is_name(row.get("case_id")) else ""
                 problems += [f"{place}{name}: {fault}" for fault in faults]
             else:
                 cases.append((f"{place} ({row['case_id']})", _case_of(row, content, dataset_dir)))
     return cases, problems
 
 
+def _is_number(value: object, largest: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= largest
+
+
+def _or_null(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or fits(value)
+
+
+_NAME_REMEDY = f"Write 1 to {LONGEST_NAME} printable characters there."
+_KEYS: tuple[tuple[str, Callable[[object], bool], str, str], ...] = (
+    ("case_id", is_name, "text", _NAME_REMEDY),
+    ("person_id", is_name, "text", _NAME_REMEDY),
+    ("label", is_path, "a path", "Correct it."),
+    ("split", is_name, "text", f"Write one of {', '.join(SPLITS)} there."),
+    ("image", _or_null(is_path), "a path or null", "Correct it."),
+    (
+        "fold",
+        _or_null(lambda value: isinstance(value, int) and _is_number(value, LARGEST_FOLD)),
+        f"a whole number from 0 to {LARGEST_FOLD} or null",
+        "Correct it.",
+    ),
+    (
+        "age",
+        _or_null(lambda value: _is_number(value, LARGEST_AGE)),
+        f"years from 0 to {LARGEST_AGE} or null",
+        "Correct it.",
+    ),
+    (
+        "sex",
+        _or_null(lambda value: is_name(value) or _is_number(value, 9)),
+        "text or null",
+        "Correct it.",
+    ),
+    ("licence", _or_null(lambda value: isinstance(value, str)), "text or null", "Correct it."),
+)
+
+
 def _row_faults(row: object, list_name: str) -> list[str]:
     if not isinstance(row, dict):
         return [f"expected an object with case_id, person_id, label, split, got {type(row).__name__}. Correct the row."]
     faults = [
-        f"expected text under {key!r}, got {row.get(key, 'no such key')!r}. Add it."
-        for key in ("case_id", "person_id", "label", "split")
-        if not isinstance(row.get(key), str) or not row[key]
+        f"expected {what} under {key!r}, got {quoted(row.get(key, 'no such key'))}. {remedy}"
+        for key, fits, what, remedy in _KEYS
+        if not fits(row.get(key))
     ]
-    if not isinstance(row.get("image"), str | None) or row.get("image") == "":
-        faults.append(f"expected a path or null under 'image', got {row['image']!r}. Correct it.")
-    fold = row.get("fold")
-    if fold is not None and (isinstance(fold, bool) or not isinstance(fold, int) or fold < 0):
-        faults.append(f"expected a whole number >= 0 or null under 'fold', got {fold!r}. Correct it.")
-    age = row.get("age")
-    if age is not None and (isinstance(age, bool) or not isinstance(age, int | float) or not 0 <= age <= 130):
-        faults.append(f"expected years from 0 to 130 or null under 'age', got {age!r}. Correct it.")
-    if isinstance(row.get("case_id"), str) and row["case_id"] and not _CASE_ID.fullmatch(row["case_id"]):
+    if is_name(row.get("case_id")) and not _CASE_ID.fullmatch(row["case_id"]):
         faults.append(f"expected a case_id of letters, digits, '.', '_' and '-', got {row['case_id']!r}. Rename it.")
     return faults + _split_faults(row.get("split"), list_name)
 
 
 def _split_faults(split: object, list_name: str) -> list[str]:
-    if not isinstance(split, str) or not split:
+    if not is_name(split):
         return []  # reported as a missing key
     if split not in LIST_OF_SPLIT:
-        return [f"expected a split of {', '.join(SPLITS)}, got {split!r}. Correct it."]
+        return [f"expected a split of {', '.join(SPLITS)}, got {quoted(split)}. Correct it."]
     if LIST_OF_SPLIT[split] != list_name:
         return [f"expected split {split!r} under {LIST_OF_SPLIT[split]!r}, got it under {list_name!r}. Move the row."]
     return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ import numpy as np
 
 from trispade.dicom_seg import is_dicom_seg, read_segment_labels
 from trispade.errors import InputError
-from trispade.labels import LabelScheme
+from trispade.labels import LabelScheme, read_table
 
 
 def segment_labels_of(path: str | Path) -> dict[int, str] | None:
@@ -68,8 +67,7 @@ def segments_to_ids(
 
 def _ids_by_name(scheme: LabelScheme) -> dict[str, int]:
     """Ids by their plain names; a name that several ids have means none of them."""
-    with scheme.path.open(encoding="utf-8", newline="") as table:
-        rows = [(_plain(row["name"]), int(row["id"])) for row in csv.DictReader(table, delimiter="\t")]
+    rows = [(_plain(row["name"]), int(row["id"])) for row in read_table(scheme.path, ("id", "name"))]
     times = Counter(name for name, _ in rows)
     return {name: id_ for name, id_ in rows if times[name] == 1}
 

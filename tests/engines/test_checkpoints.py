@@ -142,7 +142,7 @@ def test_a_file_of_another_content_is_refused(tmp_path):
 def test_a_list_of_parts_that_is_torn_is_one_clear_line(content, tmp_path):
     save_checkpoint(content, tmp_path / "last.pt", PART_MIB)
     (tmp_path / "last.pt.parts.json").write_text('{"parts": [')
-    with pytest.raises(InputError, match=r"last.pt: expected a checkpoint written by trispade, got an unreadable file"):
+    with pytest.raises(InputError, match=r"parts.json: expected the list of a checkpoint's parts, got text that"):
         load_checkpoint(tmp_path / "last.pt")
 
 

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from monai.utils import set_determinism
 
+from trispade.errors import InputError
+from trispade.phantoms import make_phantom
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = {
     "one_label_map": ("--size", 32),
@@ -24,8 +27,9 @@ SCRIPTS = {
 def output_of(tmp_path, monkeypatch, capsys):
     """Run a script of the gallery in small; gives its folder and what it printed."""
 
-    def run(name: str) -> tuple[Path, str]:
-        arguments = [*SCRIPTS[name], "--output", tmp_path / name]
+    def run(name: str, *more: object) -> tuple[Path, str]:
+        arguments = [*SCRIPTS[name], *more, "--output", tmp_path / name]
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which the scripts set
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         return tmp_path / name, capsys.readouterr().out
@@ -42,6 +46,21 @@ def test_every_script_of_the_gallery_is_run_here_and_listed_on_its_page():
     scripts = {script.stem for script in EXAMPLES.glob("*.py")}
     assert scripts == set(SCRIPTS)
     assert set(re.findall(r"\[`(\w+)\.py`\]", (EXAMPLES / "README.md").read_text())) == scripts
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_label_maps_that_are_not_there_are_one_clear_line(output_of, name, tmp_path):
+    with pytest.raises(InputError, match=r"absent\.nii\.gz: expected .*, got "):
+        output_of(name, "--labels", tmp_path / "absent.nii.gz")
+    assert sys.excepthook is not sys.__excepthook__
+
+
+@pytest.mark.parametrize("name", ["one_label_map", "fidelity_and_realism", "new_anatomies"])
+def test_a_label_map_of_any_format_is_taken(output_of, name, tmp_path):
+    phantom = make_phantom(seed=1, shape=(32, 32, 32), spacing_mm=1.0)
+    nib.save(nib.MGHImage(phantom.label_map.astype(np.int32), phantom.affine), tmp_path / "labels.mgz")
+    folder, _ = output_of(name, "--labels", tmp_path / "labels.mgz")
+    assert shows_something(next(folder.glob("*.png")))
 
 
 def test_one_label_map_becomes_a_volume_and_a_picture(output_of):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -73,9 +73,9 @@ SOURCES = [phantom(dtype) for dtype in ("<i2", "u1", "<f4", "<f8", "<i8", ">i2")
 
 
 @st.composite
-def spoilt_files(draw: st.DrawFn) -> tuple[str, bytes]:
-    """Suffix and content of a file: a phantom's, with fields set to anything, bits turned, torn or inflated."""
-    content = bytearray(draw(st.sampled_from(SOURCES)))
+def spoilt_files(draw: st.DrawFn, sources: Sequence[bytes] = SOURCES, level: int = 1) -> tuple[str, bytes]:
+    """Suffix and content of a file: a NIfTI's, with fields set to anything, bits turned, torn or inflated."""
+    content = bytearray(draw(st.sampled_from(sources)))
     for name in draw(st.lists(st.sampled_from(sorted(FIELDS)), max_size=4)):
         place, kind = FIELDS[name]
         value = draw(FLOATS if kind == "<f4" else INTEGERS)
@@ -90,11 +90,17 @@ def spoilt_files(draw: st.DrawFn) -> tuple[str, bytes]:
     del content[draw(st.one_of(st.just(len(content)), st.integers(0, len(content)))) :]
     if not draw(st.booleans()):
         return ".nii", bytes(content)
-    packed = bytearray(gzip.compress(bytes(content), 1, mtime=0))
-    for place in draw(st.lists(st.integers(0, len(packed) - 1), max_size=2)):
-        packed[place] ^= draw(st.integers(1, 255))
-    del packed[draw(st.one_of(st.just(len(packed)), st.integers(0, len(packed)))) :]
-    return ".nii.gz", bytes(packed)
+    return ".nii.gz", draw(spoilt_bytes(gzip.compress(bytes(content), level, mtime=0)))
+
+
+@st.composite
+def spoilt_bytes(draw: st.DrawFn, whole: bytes) -> bytes:
+    """Bytes of which up to two have other bits, torn or whole."""
+    content = bytearray(whole)
+    for place in draw(st.lists(st.integers(0, len(content) - 1), max_size=2)):
+        content[place] ^= draw(st.integers(1, 255))
+    del content[draw(st.one_of(st.just(len(content)), st.integers(0, len(content)))) :]
+    return bytes(content)
 
 
 def allowed_mib(suffix: str, size: int) -> float:
@@ -102,26 +108,45 @@ def allowed_mib(suffix: str, size: int) -> float:
     return 1 + BYTES_A_VOXEL * size * (MOST_DEFLATED if suffix == ".nii.gz" else 1) / MIB
 
 
+def hold(read: Callable, path: Path, content: bytes) -> None:
+    """Check what a reader makes of a file: a volume that can be worked with, or one clear line."""
+    path.write_bytes(content)
+    try:
+        with bounded(allowed_mib(path.name[1:], len(content))):
+            volume, affine = read(path)
+    except InputError as error:
+        assert_one_clear_line(error, path)
+    else:
+        assert volume.ndim == 3
+        assert 0 < volume.size <= LARGEST_VOLUME
+        assert np.isfinite(volume).all()
+        assert volume.any()
+        assert np.isfinite(np.linalg.inv(affine)).all()
+        assert header_of(path)[0] == volume.shape
+
+
 @few_or_many(250, 8000)
 @pytest.mark.parametrize("read", [read_label_map, read_t1w])
 def test_whatever_the_bytes_of_a_volume_a_reader_gives_it_or_one_clear_line(
     tmp_path: Path, read: Callable, num_examples: int
 ) -> None:
-    def check(example: tuple[str, bytes]) -> None:
-        suffix, content = example
-        path = tmp_path / f"a{suffix}"
-        path.write_bytes(content)
-        try:
-            with bounded(allowed_mib(suffix, len(content))):
-                volume, affine = read(path)
-        except InputError as error:
-            assert_one_clear_line(error, path)
-        else:
-            assert volume.ndim == 3
-            assert 0 < volume.size <= LARGEST_VOLUME
-            assert np.isfinite(volume).all()
-            assert volume.any()
-            assert np.isfinite(np.linalg.inv(affine)).all()
-            assert header_of(path)[0] == volume.shape
+    for_each(num_examples, lambda file: hold(read, tmp_path / f"a{file[0]}", file[1]), spoilt_files())
 
-    for_each(num_examples, check, spoilt_files())
+
+@few_or_many(20, 600)
+@pytest.mark.parametrize(
+    ("pattern", "read"),
+    [("malc2012/**/*_T1w.nii.gz", read_t1w), ("malc2012/**/*_dseg.nii.gz", read_label_map)],
+    ids=["scan", "label_map"],
+)
+def test_whatever_becomes_of_a_real_file_a_reader_gives_it_or_one_clear_line(
+    tmp_path: Path, pattern: str, read: Callable, num_examples: int
+) -> None:
+    file = next(iter(sorted(DATA.glob(pattern))), None)
+    if file is None:
+        pytest.skip(f"no scans under {DATA}")
+    packed = file.read_bytes()
+    hold(read, tmp_path / "a.nii.gz", packed)
+    assert read(tmp_path / "a.nii.gz")[0].size > 1e6
+    spoilt = st.one_of(st.tuples(st.just(".nii.gz"), spoilt_bytes(packed)), spoilt_files([gzip.decompress(packed)], 0))
+    for_each(num_examples, lambda file: hold(read, tmp_path / f"a{file[0]}", file[1]), spoilt)

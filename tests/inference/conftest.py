@@ -94,6 +94,7 @@ def write_fusion(
             "architecture": FUSION_ARCHITECTURE,
             "settings": SETTINGS,
             "people": ["p3"],
+            "trained_classes": [0, 1, 2],
             "generators": {plane: [generator_hash(plane)] for plane in PLANES},
         }
         content = {"objects": {"network": fusion.state_dict()}, "record": {**described, **record}}

@@ -129,6 +129,6 @@ def test_generators_of_another_preset_are_refused(make_case, write_generator, sy
     with pytest.raises(InputError, match="expected a checkpoint with architecture"):
         synthesis(case, architecture={**ARCHITECTURE, "hidden": 5})
     with pytest.raises(
-        InputError, match=r"expected a checkpoint with settings {'spacing_mm': 2.0, .*'spacing_mm': 1.0"
+        InputError, match=r"expected a checkpoint with settings {.*'spacing_mm': 2.0}, got .*'spacing_mm': 1.0"
     ):
         synthesis(case, settings={**SETTINGS, "spacing_mm": 2.0})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from trispade.durable import sync_file, sync_folder
 from trispade.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+LONGEST_WRITE_S = 3600
+"""Unfinished files that are older belong to no writer any more."""
 
 
 class VolumeCache:
@@ -62,6 +67,7 @@ def _read(path: Path) -> np.ndarray | None:
 def _write(path: Path, array: np.ndarray) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
         # A name of its own for each writer: `nifti.replacing` takes away what another process is about to rename.
         descriptor, name = tempfile.mkstemp(suffix=".part", prefix=f".{path.stem}-", dir=path.parent)
         part = Path(name)
@@ -78,3 +84,11 @@ def _write(path: Path, array: np.ndarray) -> None:
         raise InputError.of(
             path.parent, "a writable folder with room in it", reason, "Make room, or set another cache_dir."
         ) from error
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed have left; a younger one may still be at work."""
+    for part in folder.glob(".*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - part.stat().st_mtime > LONGEST_WRITE_S:
+                part.unlink()

@@ -28,7 +28,14 @@ from trispade.engines.handlers import (
     scalar_outputs,
 )
 from trispade.engines.interruption import StopOnSignal
-from trispade.engines.records import check_record, describe_training, fusion_architecture, read_model_record
+from trispade.engines.records import (
+    TRAINING_FORM,
+    WEIGHTS_FORM,
+    check_record,
+    describe_training,
+    fusion_architecture,
+    read_model_record,
+)
 from trispade.engines.spade_trainer import SpadeTrainer
 from trispade.engines.starting_point import start_from
 from trispade.engines.training_state import KeepBest, TrainingState, constant_then_linear, is_finished

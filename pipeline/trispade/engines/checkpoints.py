@@ -14,11 +14,14 @@ from typing import Any, BinaryIO
 import torch
 
 from trispade.durable import sync_file, sync_folder
+from trispade.engines.loaded_content import check_archive, check_content
 from trispade.errors import InputError
+from trispade.untrusted import check_form, read_json
 
 logger = logging.getLogger(__name__)
 
 _PARTS_SUFFIX = ".parts.json"
+_LISTING = {"parts": [{"name": str, "bytes": int, "sha256": str}]}
 _SEAL = b"\ntrispade sha256 "
 _SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size * 2
 
@@ -65,18 +68,23 @@ def save_checkpoint(
         raise InputError.of(path, "a writable file", reason, "Free the disk or choose another --work_dir.") from error
 
 
-def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint, whole or in parts, with ``weights_only=True``; where both lie, the parts count.
+def load_checkpoint(path: str | Path, form: Any = dict) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, whole or in parts, with ``weights_only=True``; where both lie, the parts count.
 
     A file without a hash, older than these, is taken as it is.
 
+    Args:
+        path: of the checkpoint.
+        form: that its content must have, see `trispade.untrusted.check_form`.
+
     Raises:
-        InputError: if it is missing, torn, or not a checkpoint.
+        InputError: if it is missing, torn, not a checkpoint or not of this form.
     """
     path = Path(path)
     try:
         source: Any = _join_parts(path) if _parts_list(path).exists() else path
-        content = torch.load(source, map_location=map_location, weights_only=True)
+        inside = check_archive(source, path)
+        content = torch.load(source, map_location="cpu", weights_only=True)
         if source is path:
             _check_seal(path)
     except FileNotFoundError as error:
@@ -90,13 +98,12 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             f"an unreadable file ({type(error).__name__})",
             "Copy it again, or remove it.",
         ) from error
-    if not isinstance(content, dict):
-        raise InputError.of(path, "a checkpoint written by trispade", type(content).__name__, "Name another file.")
+    check_content(content, path, inside, form)
     return content
 
 
-def load_newest_checkpoint(path: str | Path, previous: str | Path) -> tuple[dict[str, Any], Path]:
-    """Read a checkpoint or, if it is torn or missing, the one before it.
+def load_newest_checkpoint(path: str | Path, previous: str | Path, form: Any = dict) -> tuple[dict[str, Any], Path]:
+    """Read a checkpoint or, if it is torn or missing, the one before it; see `load_checkpoint`.
 
     Returns:
         The content, and which of the two it is of; a warning tells of one that is passed over.
@@ -106,13 +113,13 @@ def load_newest_checkpoint(path: str | Path, previous: str | Path) -> tuple[dict
     """
     path, previous = Path(path), Path(previous)
     try:
-        return load_checkpoint(path), path
+        return load_checkpoint(path, form), path
     except InputError as error:
         if not checkpoint_exists(previous):
             raise
         torn = error
     try:
-        content = load_checkpoint(previous)
+        content = load_checkpoint(previous, form)
     except InputError as error:
         raise InputError.of(
             path,
@@ -256,7 +263,8 @@ def _names_in(listing: Path) -> set[str]:
 
 
 def _join_parts(path: Path) -> io.BytesIO:
-    listing = json.loads(_parts_list(path).read_text())
+    listing = read_json(_parts_list(path), "the list of a checkpoint's parts", "Copy all parts again.")
+    check_form(_parts_list(path), listing, _LISTING, "Copy all parts again.")
     buffer = io.BytesIO()
     for part in listing["parts"]:
         file = path.with_name(part["name"])

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from trispade.data import PreparedCase, plain_settings
 from trispade.errors import InputError
-from trispade.labels import Vocabulary
+from trispade.labels import VOCABULARY_FORM, Vocabulary
+from trispade.untrusted import check_form, quoted, read_json
+
+WEIGHTS_FORM = {str: Tensor}
+_RECORD_FORM: dict[str, Any] = {
+    "vocabulary": VOCABULARY_FORM,
+    "architecture": {str: object},
+    "people": [str],
+    "trained_classes": [int],
+}
+TRAINING_FORM: dict[str, Any] = {"objects": {str: object}, "record": _RECORD_FORM}
+"""Of a training's checkpoint, as far as whoever takes its networks counts on it."""
+
+_GENERATORS = {"axial": [str], "coronal": [str], "sagittal": [str]}
+MODEL_FORM = {
+    "architecture?": {str: object},
+    "fusion_architecture?": {str: object},
+    "training?": {str: {"preset?": (str, None), "people?": [str], "dataset?": (str, None), "generators?": _GENERATORS}},
+    "fusions?": {str: {"sha256": str, "training": {"generators": _GENERATORS}}},
+}
+"""Of the JSON beside a model, as far as the code counts on what is there."""
 
 
 def describe_training(
@@ -86,21 +107,21 @@ def read_model_record(model_file: str | Path) -> dict[str, Any]:
     """Read the JSON beside a model file; empty if there is none.
 
     Raises:
-        InputError: if it is torn.
+        InputError: if it is torn, or not such a record.
     """
     path = Path(model_file).with_suffix(".json")
-    try:
-        record = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise InputError.of(path, "the record of a model", "text that is not JSON", "Copy it again.") from error
+    if not path.exists():
+        return {}
+    record = read_json(path, "the record of a model", "Copy it again.")
     if not isinstance(record, dict):
         raise InputError.of(path, "the record of a model", type(record).__name__, "Copy it again.")
-    return record
+    check_form(path, record, MODEL_FORM, "Copy it again.")
+    return dict(record)
 
 
 def _brief(value: Any) -> str:
-    if isinstance(value, Mapping) and "classes" in value:
-        return f"{value.get('name')!r} of {len(value['classes'])} classes"
+    if isinstance(value, Mapping) and isinstance(value.get("classes"), list):
+        return f"{quoted(value.get('name'))} of {len(value['classes'])} classes"
     if isinstance(value, list) and len(value) > 6:
-        return f"{', '.join(map(str, value[:3]))} ... ({len(value)} in all)"
-    return repr(value)
+        return f"{', '.join(map(quoted, value[:3]))} ... ({len(value)} in all)"
+    return quoted(value)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from trispade.engines.checkpoints import hash_tensors, load_checkpoint
-from trispade.engines.records import check_record, read_model_record
+from trispade.engines.records import TRAINING_FORM, WEIGHTS_FORM, check_record, read_model_record
 from trispade.errors import InputError
 from trispade.labels import Vocabulary
 from trispade.networks import load_weights, with_spectral_norm
+from trispade.untrusted import check_form
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +54,13 @@ def start_from(
     content = load_checkpoint(checkpoint)
     if "objects" not in content:
         content = _part_of_model(checkpoint, content, plane)
-    record = content.get("record", {})
+    of_record = {key: each for key, each in TRAINING_FORM["record"].items() if key != "trained_classes"}
+    form = {"record": of_record, "objects": {f"{name}?": WEIGHTS_FORM for name in networks}}
+    check_form(checkpoint, content, form, "Name a checkpoint of the stage.")
+    record = content["record"]
     architecture = dict(architecture)
     label_slices = architecture.get("label_slices", 1)
-    if "label_slices" not in record.get("architecture", {}):
+    if "label_slices" not in record["architecture"]:
         architecture.pop("label_slices", None)
     expected = {"plane": plane, "vocabulary": vocabulary.to_dict(), "architecture": architecture}
     check_record(checkpoint, record, "Choose a checkpoint of the same plane, preset and vocabulary.", **expected)
@@ -78,8 +82,8 @@ def _part_of_model(model_file: str | Path, state: Mapping[str, Tensor], plane: s
         raise InputError.of(model_file, expected, "neither", "Copy model.pt and model.json together.")
     prefix = "fusion." if plane is None else f"generators.{plane}."
     weights = {name.removeprefix(prefix): value.float() for name, value in state.items() if name.startswith(prefix)}
-    architecture = record["fusion_architecture" if plane is None else "architecture"]
-    own = {**record["training"][part], "vocabulary": record["vocabulary"], "architecture": architecture}
+    architecture = record.get("fusion_architecture" if plane is None else "architecture")
+    own = {**record["training"][part], "vocabulary": record.get("vocabulary"), "architecture": architecture}
     return {"record": own, "objects": {"network" if plane is None else "generator": weights}}
 
 

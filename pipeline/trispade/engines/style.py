@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trispade.engines.checkpoints import load_checkpoint
+from trispade.engines.records import WEIGHTS_FORM
 from trispade.errors import InputError
 from trispade.networks import StyleEncoder, load_weights
 
@@ -42,8 +43,8 @@ def make_style_encoder(
         return None
     encoder = StyleEncoder(1, ndf, style_dim).to(device)
     if encoder_file is not None:
-        checkpoint = load_checkpoint(encoder_file)
-        state = checkpoint.get("objects", {}).get("encoder")
+        checkpoint = load_checkpoint(encoder_file, {"objects": {"encoder?": WEIGHTS_FORM}, "record?": {str: object}})
+        state = checkpoint["objects"].get("encoder")
         if state is None:
             raise InputError.of(
                 encoder_file, "a checkpoint with a style encoder", "one without", "Train that plane with a style_dim."

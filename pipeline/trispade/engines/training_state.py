@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import numbers
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from trispade.distributed import by_first_rank, refuse_lone_ranks
 from trispade.engines.checkpoints import checkpoint_exists, load_checkpoint, load_newest_checkpoint, save_checkpoint
 from trispade.engines.records import check_record
 from trispade.errors import InputError
+from trispade.untrusted import quoted
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,15 @@ RECORD_THAT_STAYS = (
     "batch_size",
     "generators",
 )
+
+
+_FORM = {
+    "objects": {str: object},
+    "record": {str: object},
+    "iteration": int,
+    "best_metric": numbers.Real,
+    "rng": {"cpu": torch.Tensor, "cuda?": [torch.Tensor]},
+}
 
 
 class TrainingState:
@@ -102,21 +114,19 @@ class TrainingState:
         refuse_lone_ranks()
         if not any(checkpoint_exists(self.folder / name) for name in (LAST, PREVIOUS)):
             return
-        checkpoint, path = load_newest_checkpoint(self.folder / LAST, self.folder / PREVIOUS)
+        checkpoint, path = load_newest_checkpoint(self.folder / LAST, self.folder / PREVIOUS, _FORM)
         expected = {key: self.record[key] for key in self.must_match if key in self.record}
         remedy = f"Go back to the settings, data and generators of that run, or remove {self.folder} to start anew."
-        check_record(path, checkpoint.get("record", {}), remedy, **expected)
+        check_record(path, checkpoint["record"], remedy, **expected)
         configured = {name: _base_rates(item) for name, item in self.objects.items() if isinstance(item, Optimizer)}
-        self._load_objects(path, checkpoint["objects"])
+        self._load_objects(path, checkpoint["objects"], checkpoint["rng"])
         for name, rates in configured.items():
-            self._set_rates(name, rates)
+            with _of_this_preset(path, name):
+                self._set_rates(name, rates)
         engine.state.iteration = self.sampler.iteration = checkpoint["iteration"]
         engine.state.epoch = checkpoint["iteration"] // engine.state.epoch_length
         self.best_metric = checkpoint["best_metric"]
         self.saved_at = checkpoint["iteration"] if path.name == LAST else None
-        torch.set_rng_state(checkpoint["rng"]["cpu"])
-        if engine.state.device.type == "cuda" and "cuda" in checkpoint["rng"]:
-            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"][0], engine.state.device)
         logger.info("%s: going on from iteration %d (epoch %d)", path, engine.state.iteration, engine.state.epoch)
 
     def save(self, engine: Engine) -> None:
@@ -132,18 +142,19 @@ class TrainingState:
             self.best_metric = metric
             self._write(BEST)
 
-    def _load_objects(self, path: Path, states: Mapping[str, Any]) -> None:
+    def _load_objects(self, path: Path, states: Mapping[str, Any], rng: Mapping[str, Any]) -> None:
         for name, item in self.objects.items():
-            try:
+            with _of_this_preset(path, name):
                 item.load_state_dict(states[name])
-            except (KeyError, RuntimeError, ValueError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise InputError.of(
-                    path, f"a state of the {name} of this preset", reason, "Use the preset that it was trained with."
-                ) from error
         for name, scaler in self._scalers().items():
             if states.get(name):  # empty if the run so far needed no scaling of the loss
-                scaler.load_state_dict(states[name])
+                with _of_this_preset(path, name):
+                    scaler.load_state_dict(states[name])
+        device = self.trainer.state.device
+        with _of_this_preset(path, "random numbers"):
+            torch.set_rng_state(rng["cpu"])
+            if device.type == "cuda" and "cuda" in rng:
+                torch.cuda.set_rng_state(rng["cuda"][0], device)
 
     def _set_rates(self, name: str, base_rates: list[float]) -> None:
         """Give an optimizer the rates that its configured schedule has for the epoch that the checkpoint came to."""
@@ -204,6 +215,17 @@ class TrainingState:
         self.sampler.iteration = engine.state.iteration
 
 
+@contextmanager
+def _of_this_preset(path: Path, name: str) -> Iterator[None]:
+    """Tell of a state that does not fit in one line: torch raises what its first odd part leads to."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        reason = quoted(" ".join(str(error).split()))
+        remedy = "Use the preset that it was trained with."
+        raise InputError.of(path, f"a state of the {name} of this preset", reason, remedy) from error
+
+
 def _tensors_of(state: Any) -> Iterator[torch.Tensor]:
     """Walk through the floating-point tensors of a state dict, however deep."""
     if isinstance(state, torch.Tensor):
@@ -217,7 +239,9 @@ def _tensors_of(state: Any) -> Iterator[torch.Tensor]:
 def is_finished(folder: str | Path) -> bool:
     """Tell whether the training that keeps its state in a folder has come to its last epoch."""
     path = Path(folder) / LAST
-    return checkpoint_exists(path) and bool(load_checkpoint(path)["record"].get("finished"))
+    return checkpoint_exists(path) and bool(
+        load_checkpoint(path, {"record": _FORM["record"]})["record"].get("finished")
+    )
 
 
 class KeepBest:

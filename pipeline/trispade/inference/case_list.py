@@ -17,6 +17,7 @@ from trispade.manifests import Case, Manifest, read_manifest
 from trispade.nifti import name_without_suffix
 from trispade.transforms import SaveSyntheticd
 from trispade.transforms.output_format import SUFFIX, write_dataset_files
+from trispade.untrusted import is_path, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ def list_label_maps(
             manifest is of another scheme.
     """
     path = Path(source)
+    if not is_path(str(source)):
+        raise InputError.of(quoted(str(source)), "a path", "none", "Check --input.")
     if path.suffix == ".json":
         return _list_manifest(read_manifest(path, dataset_dir or path.parent, check_files=False), splits, scheme)
     if path.is_dir():

@@ -18,16 +18,18 @@ from torch import Tensor
 from trispade import __version__
 from trispade.data import plain_settings
 from trispade.distributed import by_first_rank
-from trispade.engines import check_record, checkpoint_exists, hash_tensors, load_checkpoint
+from trispade.engines import TRAINING_FORM, WEIGHTS_FORM, check_record, checkpoint_exists, hash_tensors, load_checkpoint
 from trispade.errors import InputError
 from trispade.inference.inferer import BACKGROUND, autocast
 from trispade.inference.model_files import read_model_record, save_model, stored_state, training_of
 from trispade.labels import Vocabulary
-from trispade.networks import DirectUNet, load_weights
+from trispade.networks import DirectUNet, check_weights, load_weights
+from trispade.untrusted import check_form, quoted
 
 logger = logging.getLogger(__name__)
 
 NETWORK = "DirectUNet"
+LARGEST_WIDTH = 1024
 WINDOW_OVERLAP = 0.25  # of a window's edge; the network is moved alike in validation (train_direct.yaml)
 
 
@@ -95,8 +97,8 @@ def export_direct(
     path = Path(stage_dir) / checkpoint
     if not checkpoint_exists(path):
         path = path.with_name("last.pt")
-    trained = load_checkpoint(path)
-    training = trained.get("record", {})
+    trained = load_checkpoint(path, {**TRAINING_FORM, "objects": {"network": WEIGHTS_FORM}})
+    training = trained["record"]
     check_record(path, training, vocabulary=vocabulary.to_dict(), architecture=dict(architecture))
     check_record(path, training, settings=plain_settings(settings))
     _keep_other_models(model_file, str(training.get("preset")))
@@ -137,7 +139,7 @@ def load_direct(
     Raises:
         InputError: if a file is missing or torn, or belongs to another network, vocabulary, preset or voxel size.
     """
-    state = load_checkpoint(model_file)
+    state = load_checkpoint(model_file, WEIGHTS_FORM)
     record = read_model_record(model_file)
     if not record:
         raise InputError.of(
@@ -152,7 +154,15 @@ def load_direct(
         spacing_mm=spacing_mm,
         closing_mm=closing_mm,
     )
-    network = DirectUNet(vocabulary.num_classes, **record["architecture"])
+    form = {"architecture": {"channels": [int]}, "training": {"direct": {"patch_size": (int, [int])}}}
+    check_form(model_file, record, form, "Copy both files together.")
+    channels = record["architecture"]["channels"]
+    if not all(1 <= width <= LARGEST_WIDTH for width in channels):
+        expected = f"widths of 1 to {LARGEST_WIDTH}"
+        raise InputError.of(model_file, expected, quoted(channels), "Copy both files together.")
+    with torch.device("meta"):  # of no size, until the weights have turned out to be those of the record
+        check_weights(DirectUNet(vocabulary.num_classes, channels), state, str(model_file))
+    network = DirectUNet(vocabulary.num_classes, channels)
     load_weights(network, state, str(model_file))
     if record.get("sha256") != hash_tensors(state):
         raise InputError.of(

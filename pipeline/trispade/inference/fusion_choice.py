@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trispade.engines import hash_tensors, load_checkpoint
+from trispade.engines import WEIGHTS_FORM, hash_tensors, load_checkpoint
 from trispade.errors import InputError
 from trispade.networks import TriplanarSynthesizer, load_weights
 
@@ -67,7 +67,7 @@ def choose_fusion(
             model_file, f"a model with a fusion net {fusion!r}", ", ".join(names), "Choose one of these, or train it."
         )
     path = fusion_file(model_file, fusion)
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, WEIGHTS_FORM)
     if told["sha256"] != hash_tensors(state):
         raise InputError.of(
             path,

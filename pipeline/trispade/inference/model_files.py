@@ -19,6 +19,8 @@ from trispade import __version__
 from trispade.data import plain_settings
 from trispade.distributed import by_first_rank
 from trispade.engines import (
+    TRAINING_FORM,
+    WEIGHTS_FORM,
     check_record,
     checkpoint_exists,
     hash_tensors,
@@ -41,6 +43,11 @@ from trispade.networks import TriplanarSynthesizer, assemble, load_weights
 from trispade.nifti import replacing
 
 logger = logging.getLogger(__name__)
+
+_FUSION_FORM = {
+    "objects": {"network": WEIGHTS_FORM},
+    "record": {**TRAINING_FORM["record"], "generators": {plane: [str] for plane in PLANES}},
+}
 
 
 @by_first_rank
@@ -186,16 +193,17 @@ def load_model(
         InputError: if a file is missing or torn, or belongs to another vocabulary, preset or voxel size, or if the
             model has no such fusion net.
     """
-    state = load_checkpoint(model_file)
+    state = load_checkpoint(model_file, WEIGHTS_FORM)
     record = read_model_record(model_file)
     if record:
         remedy = "Use the preset, the voxel size and the vocabulary that it was trained with."
         expected = {"vocabulary": vocabulary.to_dict(), "spacing_mm": spacing_mm, "closing_mm": closing_mm}
         check_record(model_file, record, remedy, **expected)
-        label_slices = {"label_slices": record["architecture"].get("label_slices", 1)}
+        label_slices = {"label_slices": record.get("architecture", {}).get("label_slices", 1)}
         check_record(model_file, label_slices, "Set label_slices to that.", label_slices=network.label_slices)
         # The shapes of the weights do not tell whether the fusion net corrects the mean of the planes.
-        check_record(model_file, record["fusion_architecture"], remedy, residual=network.fusion.residual)
+        told = record.get("fusion_architecture", {})
+        check_record(model_file, told, remedy, residual=network.fusion.residual)
     else:
         logger.warning("%s: no .json beside it, so nothing tells whether its vocabulary is this one", model_file)
     load_weights(network, state, str(model_file))
@@ -227,8 +235,8 @@ def _load_fusion(
 ) -> dict[str, Any]:
     if not checkpoint_exists(path):
         path = path.with_name("last.pt")
-    fusion = load_checkpoint(path)
-    record = fusion.get("record", {})
+    fusion = load_checkpoint(path, _FUSION_FORM)
+    record = fusion["record"]
     check_record(path, record, vocabulary=vocabulary.to_dict(), architecture=dict(architecture))
     check_record(path, record, settings=plain_settings(settings))
     for plane, generators in present.items():

@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from trispade.data import plain_settings
-from trispade.engines import check_record, checkpoint_exists, hash_tensors, load_checkpoint
+from trispade.engines import TRAINING_FORM, WEIGHTS_FORM, check_record, checkpoint_exists, hash_tensors, load_checkpoint
 from trispade.errors import InputError
 from trispade.labels import Vocabulary
-from trispade.networks import SpadeGenerator, fold_spectral_norm
+from trispade.networks import SpadeGenerator, fold_spectral_norm, load_weights
 
 logger = logging.getLogger(__name__)
+
+_FORM = {
+    **TRAINING_FORM,
+    "objects": {"generator": WEIGHTS_FORM, "average?": (WEIGHTS_FORM, None), "encoder?": (WEIGHTS_FORM, None)},
+}
 
 
 @dataclass(frozen=True)
@@ -65,15 +70,14 @@ def load_generator(
     Raises:
         InputError: if the checkpoint is missing or torn, or belongs to another plane, vocabulary or preset.
     """
-    checkpoint = load_checkpoint(path)
-    record = checkpoint.get("record", {})
-    own = record.get("architecture") or {}
+    checkpoint = load_checkpoint(path, _FORM)
+    record, own = checkpoint["record"], checkpoint["record"]["architecture"]
     architecture = {**{name: own[name] for name in ("style_dim",) if name in own}, **architecture}
     check_record(path, record, plane=plane, vocabulary=vocabulary.to_dict(), architecture=dict(architecture))
     check_record(path, record, settings=plain_settings(settings))
     average = checkpoint["objects"].get("average")
     network = SpadeGenerator(vocabulary.num_classes, out_channels=1, **architecture, spectral=average is None)
-    network.load_state_dict(checkpoint["objects"]["generator"] if average is None else average)
+    load_weights(network, checkpoint["objects"]["generator"] if average is None else average, str(path))
     fold_spectral_norm(network).requires_grad_(False).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     class_table = torch.from_numpy(vocabulary.fallback_table(record["trained_classes"]))

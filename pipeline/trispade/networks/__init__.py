@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trispade.networks.assembly import assemble, load_weights
+from trispade.networks.assembly import assemble, check_weights, load_weights
 from trispade.networks.direct import DirectUNet
 from trispade.networks.discriminator import SpadeDiscriminator
 from trispade.networks.recalibration import recalibrate_norms

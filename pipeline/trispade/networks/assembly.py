@@ -56,9 +56,19 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> 
     """
     if isinstance(network, TriplanarSynthesizer) and not network.style_dim:
         _take_up_style(network, state)
+    check_weights(network, state, name)
+    network.load_state_dict(state)
+
+
+def check_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Check that a state dict fits a network, which may be of the device ``meta``.
+
+    Raises:
+        InputError: that names the first weight that does not fit.
+    """
     wanted = {key: value.shape for key, value in network.state_dict().items()}
-    found = {key: getattr(value, "shape", None) for key, value in state.items()}
-    misfits = [key for key in sorted(wanted | found) if wanted.get(key) != found.get(key)]
+    found = {key: value.shape for key, value in state.items() if isinstance(value, Tensor) and not value.is_complex()}
+    misfits = [key for key in sorted({*wanted, *state}) if key not in wanted or wanted[key] != found.get(key)]
     if misfits:
         first = misfits[0]
         raise InputError.of(
@@ -67,7 +77,6 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> 
             f"{_shape(found.get(first))} ({len(misfits)} weights differ)",
             "Use the preset and the vocabulary that it was trained with.",
         )
-    network.load_state_dict(state)
 
 
 def _take_up_style(synthesizer: TriplanarSynthesizer, state: Mapping[str, Tensor]) -> None:
@@ -75,7 +84,7 @@ def _take_up_style(synthesizer: TriplanarSynthesizer, state: Mapping[str, Tensor
     for plane, generator in synthesizer.generators.items():
         assert isinstance(generator, SpadeGenerator)
         weight = state.get(f"generators.{plane}.style.weight")
-        if weight is not None:
+        if weight is not None and weight.ndim == 2:
             generator.style = nn.Linear(weight.shape[1], generator.head.out_channels)
             generator.style_dim = synthesizer.style_dim = weight.shape[1]
 

@@ -22,12 +22,13 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 
-from trispade.engines import is_finished, load_checkpoint
+from trispade.engines import WEIGHTS_FORM, is_finished, load_checkpoint
 from trispade.engines.training_state import LAST
 from trispade.inference.downstream_arms import ARMS, Arm
 from trispade.labels import Vocabulary
 from trispade.metrics import write_json, write_text
 from trispade.metrics.overlap import compare_arms, dice_by_structure, dice_table, summarise_dice
+from trispade.networks import load_weights
 from trispade.report.figure import save_triplanar_figure
 
 logger = logging.getLogger(__name__)
@@ -71,8 +72,9 @@ class DownstreamEvaluation:
             line = f"{self.arm_dir}: arm {self.arm.name} is not trained to the end yet: run the same command to go on"
             logger.info(line)
             return line
-        checkpoint = load_checkpoint(self.arm_dir / LAST)
-        self.evaluator.network.load_state_dict(checkpoint["objects"]["network"])
+        path = self.arm_dir / LAST
+        checkpoint = load_checkpoint(path, {"objects": {"network": WEIGHTS_FORM}, "record": {str: object}})
+        load_weights(self.evaluator.network, checkpoint["objects"]["network"], str(path))
         self.rows: list[dict[str, Any]] = []
         self.evaluator.run()
         write_json({"record": checkpoint["record"], "rows": self.rows}, self.arm_dir / "dice.json")

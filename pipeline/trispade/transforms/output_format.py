@@ -23,10 +23,12 @@ from trispade.dicom_seg import require_pydicom
 from trispade.dicom_writing import remove_series, write_dicom_series
 from trispade.errors import InputError
 from trispade.nifti import replacing, write_mgz, write_nifti
+from trispade.untrusted import is_path, quoted
 
 FORMATS = ("nifti", "mgz", "dicom", "bids")
 SUFFIX = "_desc-synthetic_T1w"
 MAKER = "trispade"
+LONGEST_CASE_ID = 200  # a file name has 255 bytes, some of which go to the suffix and to a temporary name
 BIDS_VERSION = "1.10.0"
 DESCRIPTION_FILE = "dataset_description.json"
 
@@ -58,9 +60,12 @@ def output_files(output_dir: str | Path, case_id: str, output_format: str = "nif
     """Name the volume, a file or a folder, and the sidecar of a case.
 
     Raises:
-        InputError: if BIDS has no name for the case.
+        InputError: if the case's name is none that a file in the folder can have, or BIDS has none for it.
     """
     folder, name = Path(output_dir), case_id
+    if not is_path(case_id) or Path(case_id).name != case_id or len(case_id.encode()) > LONGEST_CASE_ID:
+        expected = f"a case whose name is fit for a file: up to {LONGEST_CASE_ID} printable bytes, no folder in it"
+        raise InputError.of(quoted(case_id), expected, "another", "Rename the file or the case.")
     if output_format == "bids":
         folder, name = _bids_place(folder, case_id)
     volume, sidecar = _ENDINGS["nifti" if output_format == "bids" else output_format]
