@@ -31,7 +31,7 @@ unit: $(VENV)/.installed-test  ## the tests; scans are looked for in $TRISPADE_T
 clients:  ## other people's software that needs an environment of its own; see docs/clients.md
 	test -d $(VENV)-clients || $(PYTHON) -m venv $(VENV)-clients
 	$(VENV)-clients/bin/python -m pip install --quiet "$(TORCH)"
-	$(VENV)-clients/bin/python -m pip install --quiet --editable . "nvflare>=2.5,<3"
+	$(VENV)-clients/bin/python -m pip install --quiet --editable ".[sharing]" "nvflare>=2.5,<3"
 	OMP_NUM_THREADS=1 $(VENV)-clients/bin/python tests/clients/nvflare_two_sites.py build/nvflare
 	test -d $(VENV)-label || $(PYTHON) -m venv $(VENV)-label
 	$(VENV)-label/bin/python -m pip install --quiet "$(TORCH)" torchvision

@@ -127,7 +127,8 @@ def read_t1w(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """
     path = Path(path)
     shape, affine = header_of(path)
-    t1w = _voxels(path, shape).astype(np.float32)
+    with np.errstate(all="ignore"):  # of numbers beyond float32, which become infinite
+        t1w = _voxels(path, shape).astype(np.float32)
     num_bad = t1w.size - int(np.isfinite(t1w).sum())
     if num_bad:
         raise InputError.of(
@@ -260,7 +261,8 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
     if not path.exists():
         raise InputError.of(path, _a_file(path), "no file of this name", "Check the path.")
     try:
-        image = _load(path)
+        with np.errstate(all="ignore"):  # of an affine that is no number, which is told of when it is checked
+            image = _load(path)
     except InputError:
         raise
     except _READ_ERRORS as error:
@@ -286,8 +288,7 @@ def _load(path: Path) -> nib.spatialimages.SpatialImage:
     if path.suffix == ".dcm":
         remedy = "Name the folder of a T1w's series, or a label map as DICOM SEG."
         raise InputError.of(path, "a DICOM SEG", "another DICOM file, or none", remedy)
-    with np.errstate(all="ignore"):  # of an affine that is no number, which is told of when it is checked
-        return nib.load(path)
+    return nib.load(path)
 
 
 def _a_file(path: Path) -> str:
