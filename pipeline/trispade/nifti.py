@@ -31,6 +31,7 @@ from trispade.volume_limits import check_start, check_volume
 SMALLEST_VOXEL_MM = 0.3
 LARGEST_VOXEL_MM = 4.0
 LARGEST_ASPECT = 3.0
+LARGEST_NUMBER = 1e9  # of an affine: mm
 LARGEST_SHEAR = 1e-3
 GRID_TOLERANCE_MM = 1e-3
 SIZE_SLACK_MM = 1e-3
@@ -331,8 +332,11 @@ def _spatial_shape(path: str | Path, shape: tuple[int, ...]) -> Shape:
 def _check_affine(path: str | Path, affine: np.ndarray) -> None:
     remedy = "Repair the header, or resample the volume onto a regular grid."
     columns = affine[:3, :3]
+    if not np.abs(affine).max() < LARGEST_NUMBER:  # nor NaN
+        expected = f"an affine that can be inverted, of numbers under {LARGEST_NUMBER:g}"
+        raise InputError.of(path, expected, _rounded(affine[:3]), remedy)
     sizes_mm = np.linalg.norm(columns, axis=0)
-    if not np.isfinite(affine).all() or sizes_mm.min() == 0 or abs(np.linalg.det(columns / sizes_mm)) < 1e-3:
+    if sizes_mm.min() == 0 or abs(np.linalg.det(columns / sizes_mm)) < 1e-3:
         raise InputError.of(path, "an affine that can be inverted", f"a singular one, {_rounded(columns)}", remedy)
     directions = columns / sizes_mm
     shear = float(np.abs(directions.T @ directions - np.eye(3)).max())
@@ -407,4 +411,4 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _rounded(matrix: np.ndarray) -> str:
-    return str(np.round(matrix, 4).tolist())
+    return str([[float(f"{value:.4g}") for value in row] for row in matrix])
