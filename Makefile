@@ -42,7 +42,7 @@ clients:  ## other people's software that needs an environment of its own; see d
 		pipeline/trispade/anatomies/anatomy-1_dseg.nii.gz build/label
 	test -d $(VENV)-deploy || $(PYTHON) -m venv $(VENV)-deploy
 	$(VENV)-deploy/bin/python -m pip install --quiet "$(TORCH)"
-	$(VENV)-deploy/bin/python -m pip install --quiet monai-deploy-app-sdk==4.0.0 "nvidia-cuda-runtime<14" pydicom monai==1.6.1 \
+	$(VENV)-deploy/bin/python -m pip install --quiet monai-deploy-app-sdk==4.0.0 "nvidia-cuda-runtime<14" pydicom highdicom monai==1.6.1 \
 		nibabel itk scipy pytorch-ignite fire tensorboard tqdm
 	$(VENV)-clients/bin/python -m monai.bundle ckpt_export network_def --filepath build/model.ts --ckpt_file bundle/models/model.pt \
 		--meta_file bundle/configs/metadata.json --config_file bundle/configs/inference.yaml --bundle_root bundle
