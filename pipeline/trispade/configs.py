@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trispade.errors import InputError
 from trispade.untrusted import MOST_NESTED, read_json, read_text
 
@@ -77,6 +75,8 @@ def _check_text(file: Path) -> None:
     if file.suffix == ".json":
         read_json(file, "a config", _REMEDY)
         return
+    import yaml  # which whoever has a packaged bundle, whose configs are JSON, need not have
+
     depth = 0
     try:
         for event in yaml.parse(read_text(file, "a config", _REMEDY, LARGEST_CONFIG), Loader=yaml.SafeLoader):
@@ -95,10 +95,10 @@ def _check_text(file: Path) -> None:
 
 
 def _not_a_config(file: Path, error: Exception) -> InputError:
-    mark = getattr(error, "problem_mark", None)
-    if isinstance(error, yaml.MarkedYAMLError) and mark is not None:
+    mark = getattr(error, "problem_mark", None)  # of YAML's errors
+    if mark is not None:
         where = f"line {_line_of(mark)}, column {mark.column + 1}"
-        return InputError.of(file, "YAML", f"{error.problem} at {where}", _REMEDY)
+        return InputError.of(file, "YAML", f"{getattr(error, 'problem', error)} at {where}", _REMEDY)
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return InputError.of(file, "a config", f"'{reason}'", _REMEDY)
 

@@ -29,6 +29,7 @@ from trispade.engines.handlers import (
 )
 from trispade.engines.interruption import StopOnSignal
 from trispade.engines.records import (
+    GENERATORS_FORM,
     TRAINING_FORM,
     WEIGHTS_FORM,
     check_record,

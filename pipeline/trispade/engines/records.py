@@ -24,12 +24,14 @@ _RECORD_FORM: dict[str, Any] = {
 TRAINING_FORM: dict[str, Any] = {"objects": {str: object}, "record": _RECORD_FORM}
 """Of a training's checkpoint, as far as whoever takes its networks counts on it."""
 
-_GENERATORS = {"axial": [str], "coronal": [str], "sagittal": [str]}
+GENERATORS_FORM = {"axial": [str], "coronal": [str], "sagittal": [str]}
 MODEL_FORM = {
     "architecture?": {str: object},
     "fusion_architecture?": {str: object},
-    "training?": {str: {"preset?": (str, None), "people?": [str], "dataset?": (str, None), "generators?": _GENERATORS}},
-    "fusions?": {str: {"sha256": str, "training": {"generators": _GENERATORS}}},
+    "training?": {
+        str: {"preset?": (str, None), "people?": [str], "dataset?": (str, None), "generators?": GENERATORS_FORM}
+    },
+    "fusions?": {str: {"sha256": str}},
 }
 """Of the JSON beside a model, as far as the code counts on what is there."""
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trispade.engines import WEIGHTS_FORM, hash_tensors, load_checkpoint
+from trispade.engines import GENERATORS_FORM, WEIGHTS_FORM, hash_tensors, load_checkpoint
 from trispade.errors import InputError
 from trispade.networks import TriplanarSynthesizer, load_weights
+from trispade.untrusted import check_form
 
 FIDELITY = "fidelity"
 """The fusion net that stands in the model itself."""
@@ -39,6 +40,7 @@ def add_to_record(
     """
     if not record:
         raise InputError.of(model_file, "a model that the fusion net joins", "none", "Train the fidelity net first.")
+    check_form(model_file, record, {"training": {"fusion": {"generators": GENERATORS_FORM}}}, "Train it again.")
     own, other = record["training"]["fusion"]["generators"], told["training"]["generators"]
     if any(set(own[plane]) != set(other[plane]) for plane in own):
         raise InputError.of(
