@@ -29,7 +29,7 @@ from trispade.phantoms import write_phantom_dataset
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
 STAGES = ("prepare", *(f"train_spade {plane}" for plane in PLANES), "synthesize_planes", "train_fusion", "inference")
-HISTORY = ("tensorboard",)  # what a run writes down of its course, which a kill is part of
+HISTORY = ("tensorboard", "results.tsv")  # what a run writes down of its course, which a kill is part of
 HEAVY = ("torch.utils.tensorboard", "monai.bundle", "monai.handlers", "trispade.inference", "trispade.transforms")
 
 # A server that has imported what is slow to import forks each run, so that kills fall into the work of a stage.
