@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from hypothesis.errors import HypothesisWarning
 from hypothesis.strategies import SearchStrategy
 
 from trispade.errors import InputError
+from trispade.volume_limits import LARGEST_VOLUME
 
 SECONDS = 10
 MIB = 1 << 20
@@ -164,3 +166,12 @@ def spoilt_json(record: Any) -> st.SearchStrategy[bytes]:
 def _as_json(record: Any, depth: int) -> str:
     text = json.dumps(record, ensure_ascii=depth == 30)
     return text.replace(f'"{DEEP}"', "[" * depth + "]" * depth).replace(f'"{DIGITS}"', "9" * 5000)
+
+
+def assert_usable(volume: np.ndarray, affine: np.ndarray) -> None:
+    """Hold what a reader gave to what the rest of the program counts on."""
+    assert volume.ndim == 3
+    assert 0 < volume.size <= LARGEST_VOLUME
+    assert np.isfinite(volume).all()
+    assert volume.any()
+    assert np.isfinite(np.linalg.inv(affine)).all()

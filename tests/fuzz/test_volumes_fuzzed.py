@@ -10,12 +10,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from examples import MIB, assert_one_clear_line, bounded, few_or_many, for_each
+from examples import MIB, assert_one_clear_line, assert_usable, bounded, few_or_many, for_each
 from hypothesis import strategies as st
 
 from trispade.errors import InputError
 from trispade.nifti import header_of, read_label_map, read_t1w
-from trispade.volume_limits import BYTES_A_VOXEL, LARGEST_VOLUME, MOST_DEFLATED
+from trispade.volume_limits import BYTES_A_VOXEL, MOST_DEFLATED
 
 DATA = Path(os.environ.get("TRISPADE_TEST_DATA", Path(__file__).parents[1] / "../../shared/data")).resolve()
 SHAPE = (7, 9, 8)
@@ -117,11 +117,7 @@ def hold(read: Callable, path: Path, content: bytes) -> None:
     except InputError as error:
         assert_one_clear_line(error, path)
     else:
-        assert volume.ndim == 3
-        assert 0 < volume.size <= LARGEST_VOLUME
-        assert np.isfinite(volume).all()
-        assert volume.any()
-        assert np.isfinite(np.linalg.inv(affine)).all()
+        assert_usable(volume, affine)
         assert header_of(path)[0] == volume.shape
 
 
