@@ -186,6 +186,18 @@ def test_what_the_paper_does_not_have_is_trained_by_switches_and_resumed(study, 
     assert 0 < (average - start).norm() < (present - start).norm()
 
 
+def test_a_plane_is_trained_on_from_a_model_and_the_discriminators_beside_it(study, tmp_path):
+    shutil.copytree(study.work_dir / "cache", tmp_path / "work" / "cache")
+    options = {"work_dir": tmp_path / "work", "plane": "sagittal", "max_epochs": 1}
+    study.run("train_spade", start_checkpoint=study.model_file, **options)
+    told = load_checkpoint(tmp_path / "work" / "spade_sagittal" / "last.pt")["record"]["start"]
+    assert sorted(told["weights"]) == ["discriminator", "generator"]
+    judges = load_checkpoint(study.model_file.with_name("discriminators.pt"))
+    trained = load_checkpoint(study.work_dir / "spade_sagittal" / "last.pt")["objects"]["discriminator"]
+    name = "scales.0.layers.4.parametrizations.weight.original"
+    torch.testing.assert_close(judges[f"sagittal.{name}"], trained[name], rtol=2e-3, atol=1e-3, check_dtype=False)
+
+
 def test_one_label_map_becomes_one_volume_with_a_sidecar_that_says_it_is_synthetic(study, output_of):
     folder = output_of(study.label_map())
     assert outputs(folder) == ["sub-05_desc-synthetic_T1w.json", "sub-05_desc-synthetic_T1w.nii.gz"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from trispade.engines import describe_training, hash_tensors, load_checkpoint, save_checkpoint, start_from
+from trispade.engines.discriminators import save_discriminators
 from trispade.errors import InputError
 from trispade.geometry import middle_slice
 from trispade.labels import LabelClass, Vocabulary
@@ -155,3 +156,82 @@ def test_a_model_without_its_record_is_one_clear_line(model, build_gan):
     message = r"model.pt: expected a checkpoint, or a model whose .json tells of its generator_axial, got neither. Copy"
     with pytest.raises(InputError, match=message):
         start(path, new_networks(build_gan))
+
+
+@pytest.mark.parametrize("of_model", [True, False])
+def test_the_discriminator_of_another_run_is_taken_over(model, checkpoint, build_gan, of_model):
+    networks = new_networks(build_gan)
+    before = hash_tensors(networks["generator"].state_dict())
+    start_file = model[0] if of_model else None
+    judged, trained = checkpoint
+    content = load_checkpoint(judged)
+    content["record"]["architecture"] = {"ngf": 64, "label_slices": 3}  # of a discriminator, they say nothing
+    save_checkpoint(content, judged)
+    told = start(start_file, networks, discriminator_checkpoint=judged)
+    expected = hash_tensors(trained["discriminator"].state_dict())
+    assert hash_tensors(networks["discriminator"].state_dict()) == expected
+    assert told["discriminator"]["weights"] == {"discriminator": expected}
+    assert told["people"] == ["p1", "p9"]
+    assert (hash_tensors(networks["generator"].state_dict()) != before) == of_model
+    assert ("weights" in told) == of_model
+
+
+def test_a_checkpoint_s_own_discriminator_gives_way_to_the_one_that_is_named(checkpoint, build_gan, tmp_path):
+    path, trained = checkpoint
+    other = build_gan(seed=5)
+    content = load_checkpoint(path)
+    content["objects"]["discriminator"] = other.discriminator.state_dict()
+    save_checkpoint(content, tmp_path / "other.pt")
+    networks = new_networks(build_gan)
+    told = start(path, networks, discriminator_checkpoint=tmp_path / "other.pt")
+    assert list(told["weights"]) == ["generator"]
+    expected = {"generator": trained["generator"], "discriminator": other.discriminator}
+    for name, network in networks.items():
+        assert hash_tensors(network.state_dict()) == hash_tensors(expected[name].state_dict())
+
+
+@pytest.mark.parametrize(
+    ("of_model", "changes", "message"),
+    [
+        (True, {}, "model.pt: expected a checkpoint of train_spade, got no discriminator. Name a plane's last.pt"),
+        (False, {"plane": "coronal"}, "last.pt: expected a checkpoint with plane 'coronal', got 'axial'"),
+    ],
+)
+def test_what_has_no_discriminator_for_the_plane_is_refused(model, checkpoint, build_gan, of_model, changes, message):
+    named = model[0] if of_model else checkpoint[0]
+    with pytest.raises(InputError, match=message):
+        start(None, new_networks(build_gan), discriminator_checkpoint=named, **changes)
+
+
+@pytest.fixture
+def model_with_discriminators(model, checkpoint):
+    """The model with discriminators beside it; gives its file and the axial one."""
+    path, _ = model
+    told = save_discriminators({"axial": checkpoint[0], "coronal": checkpoint[0]}, path, "float32")
+    record = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**record, "discriminators": told}))
+    return path, checkpoint[1]["discriminator"]
+
+
+def test_the_discriminator_beside_a_model_is_taken_over_with_its_generator(model_with_discriminators, build_gan):
+    path, discriminator = model_with_discriminators
+    networks = new_networks(build_gan)
+    told = start(path, networks)
+    expected = hash_tensors(discriminator.state_dict())
+    assert hash_tensors(networks["discriminator"].state_dict()) == told["weights"]["discriminator"] == expected
+
+
+def test_discriminators_of_another_model_are_refused(model_with_discriminators, build_gan):
+    beside = model_with_discriminators[0].with_name("discriminators.pt")
+    state = load_checkpoint(beside)
+    save_checkpoint({name: value + 1 for name, value in state.items()}, beside)
+    with pytest.raises(InputError, match=r"discriminators.pt: expected the weights that model.json describes, got oth"):
+        start(model_with_discriminators[0], new_networks(build_gan))
+
+
+def test_checkpoints_without_a_discriminator_leave_nothing_beside_the_model(checkpoint, tmp_path):
+    content = load_checkpoint(checkpoint[0])
+    del content["objects"]["discriminator"]
+    save_checkpoint(content, checkpoint[0])
+    assert save_discriminators({"axial": checkpoint[0]}, tmp_path / "model.pt", "float16") == {}
+    assert not (tmp_path / "discriminators.pt").exists()

@@ -73,6 +73,15 @@ def test_a_young_or_healthy_discriminator_is_not_warned_of(caplog):
     assert caplog.text == ""
 
 
+def test_a_discriminator_that_learns_nothing_beside_a_trained_generator_is_warned_of(caplog):
+    nothing = gan_epoch(0.0604, 0.0602, 0.1, spread=0.0)
+    message = "has learnt nothing yet: the other losses alone train the generator. Give it that of another training: "
+    with caplog.at_level(logging.WARNING):
+        train(WatchDiscriminator(), [nothing, nothing, HEALTHY[2], nothing | HEALTHY[1]])
+    assert [record.message[:8] for record in caplog.records] == ["epoch 2:"]
+    assert message in caplog.text
+
+
 def test_a_real_discriminator_step_has_all_that_is_watched(build_gan, caplog):
     gan = build_gan()
     batch = {"label_map": torch.zeros(2, 1, 32, 32, dtype=torch.uint8), "t1w": torch.zeros(2, 1, 32, 32)}

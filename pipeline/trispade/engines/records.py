@@ -32,6 +32,7 @@ MODEL_FORM = {
         str: {"preset?": (str, None), "people?": [str], "dataset?": (str, None), "generators?": GENERATORS_FORM}
     },
     "fusions?": {str: {"sha256": str}},
+    "discriminators?": {"sha256": str},
 }
 """Of the JSON beside a model, as far as the code counts on what is there."""
 

@@ -42,20 +42,30 @@ class WatchDiscriminator:
     It has won where its hinge loss (2 for one that answers at random, 0 for one that is never wrong) is almost 0. It
     has collapsed where the distance of its logits for real and painted images, or that of its features (the
     feature-matching loss), falls to a small share of the largest of all epochs since the run was started or taken up.
-    All are means over an epoch: early in a training, both distances are small and rise.
+    All are means over an epoch: early in a training, both distances are small and rise. It has learnt nothing where the
+    logits were never apart in two epochs or more, as one does that starts beside a trained generator.
 
     Args:
         won_below: hinge loss under which it has won.
         collapsed_below: share of its largest distance under which it has collapsed.
         least_gap: distance of the logits that an epoch must have reached for a fall to count.
+        nothing_learnt_below: distance of the logits that one of the first two epochs should reach.
     """
 
     NAMES = ("logits_real", "logits_fake", "discriminator", "feature_matching")
 
-    def __init__(self, won_below: float = 0.1, collapsed_below: float = 0.1, least_gap: float = 0.1) -> None:
+    def __init__(
+        self,
+        won_below: float = 0.1,
+        collapsed_below: float = 0.1,
+        least_gap: float = 0.1,
+        nothing_learnt_below: float = 0.01,
+    ) -> None:
         self.won_below = won_below
         self.collapsed_below = collapsed_below
         self.least_gap = least_gap
+        self.nothing_learnt_below = nothing_learnt_below
+        self.epochs = 0
         self.largest_gap = self.largest_features = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -89,6 +99,10 @@ class WatchDiscriminator:
         if features < self.collapsed_below * self.largest_features:
             remedy = "Try a lower discriminator_rate, from an earlier checkpoint."
             logger.warning("%s sees them alike (it was %.3g). %s", found, self.largest_features, remedy)
+        self.epochs += 1
+        if self.epochs > 1 and max(self.largest_gap, gap) < self.nothing_learnt_below:
+            remedy = "Give it that of another training: --discriminator_checkpoint LAST.PT."
+            logger.warning("%s has learnt nothing yet: the other losses alone train the generator. %s", found, remedy)
         self.largest_gap = max(self.largest_gap, gap)
         self.largest_features = max(self.largest_features, features)
 

@@ -1,7 +1,8 @@
 """The trained model as it is shipped: one plain state dict, and a JSON beside it that says what it is.
 
-models/model.pt    state dict of a `TriplanarSynthesizer`
-models/model.json  preset, vocabulary, architecture, trained classes, people, hash
+models/model.pt           state dict of a `TriplanarSynthesizer`
+models/model.json         preset, vocabulary, architecture, trained classes, people, hash
+models/discriminators.pt  what its generators were trained with, for whoever trains them on
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from trispade.engines import (
     read_model_record,
     save_checkpoint,
 )
+from trispade.engines.discriminators import save_discriminators
 from trispade.errors import InputError
 from trispade.geometry import PLANES, Plane
 from trispade.inference.fusion_choice import FIDELITY, add_to_record, choose_fusion, fusion_file
@@ -91,9 +93,11 @@ def export_model(
             another preset at ``model_file``, or, for a fusion net alone, none of these generators.
     """
     present: dict[Plane, list[TrainedGenerator]] = {}
+    checkpoints: dict[str, Path] = {}
     for plane in PLANES:
         paths = find_checkpoints(checkpoints_dir, plane, generator_checkpoint)
         require_full_generator(paths, plane)
+        checkpoints[plane] = paths[0]
         present[plane] = [load_generator(path, plane, vocabulary, architecture, settings, "cpu") for path in paths]
     generators = {plane: candidates[0] for plane, candidates in present.items()}
     shared_style_dim(generators.values())
@@ -116,6 +120,8 @@ def export_model(
     state = stored_state(model, dtype)
     parts = {**{f"generator_{plane}": g.record for plane, g in generators.items()}, "fusion": trained_fusion["record"]}
     record = _describe_model(state, parts, vocabulary, fusion_architecture, settings, trained)
+    if discriminators := save_discriminators(checkpoints, model_file, dtype):
+        record["discriminators"] = discriminators
     return save_model(state, record, model_file, dtype)
 
 
